@@ -1,0 +1,1 @@
+"""The commands of `dlmon`, one module each: `configure(parser)` and `main(args) -> exit status`."""

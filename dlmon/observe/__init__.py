@@ -1,0 +1,1 @@
+"""The world seen from outside the job: segments and processes become a Snapshot."""

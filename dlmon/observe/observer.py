@@ -1,0 +1,221 @@
+"""Make a Snapshot: read all segments, ask the operating system, and say who is who.
+
+Runs in: agent and the commands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dlmon.observe import loaders, processes
+from dlmon.observe.loaders import Clock, Part, Seen, text
+from dlmon.observe.segments import Segments, Tracked
+from dlmon.observe.snapshot import Loader, Process, Rank, Snapshot
+from dlmon.segment.layout import HOOKS
+from dlmon.segment.reader import Reading
+
+INFO = ("user", "script", "python", "torch", "dlmon", "local_rank", "world_size")
+
+
+@dataclass(frozen=True, slots=True)
+class Incarnation:
+    """One process that says it is this rank of this run."""
+
+    run: str
+    rank: str
+    root: str
+
+
+class Observer:
+    """Makes snapshots, one at a time.
+
+    What only an observer can keep is kept here: when a rank died, the CPU time of processes that are
+    gone, and the last values of counters, so that no read across moving slots makes one go down.
+    """
+
+    def __init__(
+        self,
+        dirs: Iterable[str],
+        *,
+        dead_seconds: float = 3600,
+        loaders_per_rank: int = 64,
+        segments_per_user: int = 2048,
+    ) -> None:
+        """Observe the segments in and below `dirs`.
+
+        Args:
+            dirs: Searched for segments and for dlmon-<uid>/ with segments.
+            dead_seconds: How long a rank that died without goodbye is kept.
+            loaders_per_rank: Further loaders of a rank are left out, and counted.
+            segments_per_user: Further segments of a user are left out, and counted.
+        """
+        self._segments = Segments(
+            dirs, dead_seconds=dead_seconds, segments_per_user=segments_per_user
+        )
+        self._loaders_per_rank = loaders_per_rank
+        self._left_out: set[tuple[Incarnation, str]] = set()
+        self._cpu = processes.CpuTotals()
+        self._highest: dict[tuple[Incarnation, str], Loader] = {}
+        self._clamped = 0
+
+    def observe(self) -> Snapshot:
+        """Look at everything once."""
+        began = time.monotonic()
+        tracked = self._segments.read()
+        clock = Clock(time.time(), time.monotonic_ns())
+        by_incarnation: dict[Incarnation, list[Tracked]] = defaultdict(list)
+        for one in tracked:
+            if not (one.ended and one.reading.rank_holder is None):
+                by_incarnation[_incarnation(one.reading)].append(one)
+        ranks = {i: self._rank(i, group, clock) for i, group in by_incarnation.items()}
+        self._cpu.keep({_slot(t, i) for t in tracked for i in range(t.reading.layout.workers)})
+        self._highest = {key: kept for key, kept in self._highest.items() if key[0] in ranks}
+        shown, superseded = _choose(ranks.values())
+        return Snapshot(
+            time=clock.unix,
+            duration_seconds=time.monotonic() - began,
+            ranks=shown,
+            superseded=superseded,
+            refused=tuple(self._segments.refused),
+            segments=len(tracked),
+            refused_total=dict(self._segments.refused_total),
+            stale_reads_total=self._segments.stale_reads,
+            clamped_total=self._clamped,
+            dropped_total=dict(self._segments.dropped_total),
+        )
+
+    def close(self) -> None:
+        """Close every segment."""
+        self._segments.close()
+
+    def _rank(self, who: Incarnation, group: Sequence[Tracked], clock: Clock) -> Rank:
+        own = [t for t in group if _is_root(t.reading)] or list(group)
+        living = [t for t in own if t.reading.rank_holder is not None]
+        first = min(own, key=lambda t: t.reading.layout.created_ns)
+        chosen = living[0] if living else first
+        pid = chosen.reading.rank_holder or _integer(chosen.reading.info.get("pid"))
+        orphans = 0
+        by_loader: dict[str, list[Part]] = defaultdict(list)
+        for tracked in group:
+            part = self._part(tracked)
+            by_loader[text(tracked.reading.info.get("loader", ""))].append(part)
+            if not living:
+                orphans += sum(h is not None for h in tracked.reading.worker_holders)
+        hooks = 0
+        for tracked in group:
+            hooks |= tracked.reading.rank["hooks"]
+        return Rank(
+            run=who.run,
+            rank=who.rank,
+            pid=pid,
+            up=bool(living),
+            died=None if living else max(t.died or 0.0 for t in own),
+            started=first.reading.layout.created_ns / loaders.NANOSECONDS,
+            info={key: text(chosen.reading.info.get(key, "")) for key in INFO},
+            hooks={hook: bool(hooks >> i & 1) for i, hook in enumerate(HOOKS)},
+            shim_errors=sum(max(0, t.reading.rank["shim_errors"]) for t in group),
+            orphan_workers=orphans,
+            process=processes.rank_process(pid) if living and pid else Process(),
+            loaders=self._loaders(who, by_loader, clock),
+        )
+
+    def _loaders(
+        self, who: Incarnation, by_loader: Mapping[str, Sequence[Part]], clock: Clock
+    ) -> tuple[Loader, ...]:
+        found = []
+        for i, (name, parts) in enumerate(sorted(by_loader.items())):
+            if i >= self._loaders_per_rank:
+                if (who, name) not in self._left_out:
+                    self._left_out.add((who, name))
+                    self._segments.dropped_total["rank"] += 1
+                continue
+            loader, clamped = loaders.loader(name, parts, clock)
+            self._clamped += clamped
+            found.append(self._not_down(who, loader))
+        return tuple(found)
+
+    def _not_down(self, who: Incarnation, loader: Loader) -> Loader:
+        """Hold what is derived from several cells at its highest value so far."""
+        before = self._highest.get((who, loader.name))
+        if before is not None:
+            seconds = {
+                phase: max(value, before.phase_seconds.get(phase, 0.0))
+                for phase, value in loader.phase_seconds.items()
+            }
+            discarded = max(loader.discarded, before.discarded)
+            fetched = {w.slot: w.fetch_seconds for w in before.workers}
+            workers = tuple(
+                replace(w, fetch_seconds=max(w.fetch_seconds, fetched.get(w.slot, 0.0)))
+                for w in loader.workers
+            )
+            held = replace(
+                loader, phase_seconds=seconds, discarded=discarded, workers=workers
+            )
+            self._clamped += held != loader
+            loader = held
+        self._highest[who, loader.name] = loader
+        return loader
+
+    def _part(self, tracked: Tracked) -> Part:
+        reading = tracked.reading
+        now_ns = reading.now_ns if reading.rank_holder is not None else tracked.last_alive_ns
+        visible = reading.rank_holder == reading.info.get("pid")  # same pid namespace as ours
+        workers = tuple(
+            self._seen(tracked, slot, visible) for slot in range(reading.layout.workers)
+        )
+        return Part(reading, now_ns, workers)
+
+    def _seen(self, tracked: Tracked, slot: int, visible: bool) -> Seen:
+        reading = tracked.reading
+        cells = reading.workers[slot]
+        key = _slot(tracked, slot)
+        held = reading.worker_holders[slot]
+        pid = held or (cells["pid"] if visible and cells["pid"] > 0 else None)
+        sample = processes.sample(pid) if pid else None
+        known = sample is not None and sample.start_ticks == cells["start_ticks"]
+        if pid is None or sample is None or not (held or known):
+            return Seen(cpu_seconds=self._cpu.total(key))
+        zombie = sample.status == "Z"
+        return Seen(
+            lives=known and not zombie and sample.status != "X",
+            stopped=sample.status in ("T", "t"),
+            zombie=zombie,
+            pid=pid,
+            cpu_seconds=self._cpu.add(key, pid, sample),
+            resident_bytes=sample.resident_bytes,
+        )
+
+
+def _choose(found: Iterable[Rank]) -> tuple[tuple[Rank, ...], tuple[Rank, ...]]:
+    """Of the incarnations of one rank keep a living one, else the newest; return the others too."""
+    ordered = sorted(found, key=lambda r: (r.run, r.rank, r.up, r.started), reverse=True)
+    seen: Counter[tuple[str, str]] = Counter()
+    shown, superseded = [], []
+    for rank in ordered:
+        seen[rank.run, rank.rank] += 1
+        (shown if seen[rank.run, rank.rank] == 1 else superseded).append(rank)
+    return tuple(reversed(shown)), tuple(superseded)
+
+
+def _incarnation(reading: Reading) -> Incarnation:
+    info = reading.info
+    return Incarnation(
+        text(info.get("run", "")), text(info.get("rank", "")), text(info.get("root", ""))
+    )
+
+
+def _is_root(reading: Reading) -> bool:
+    """Return whether a segment is the instrumented process's own, not a child's."""
+    info = reading.info
+    return f"{info.get('pid')}-{info.get('start_ticks')}" == info.get("root")
+
+
+def _slot(tracked: Tracked, slot: int) -> Hashable:
+    return (tracked.file.path, slot)
+
+
+def _integer(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value < 1 << 31 else 0

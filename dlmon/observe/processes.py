@@ -1,0 +1,115 @@
+"""What the operating system says of ranks and workers: CPU, memory, descriptors, CPUs granted.
+
+Runs in: agent and the commands. On failure: what may not be read is None.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+from dlmon.observe import cgroups
+from dlmon.observe.snapshot import Process
+
+UNREADABLE = (psutil.Error, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at a process.
+
+    Attributes:
+        status: A letter as in /proc/<pid>/stat: R, S, D, T, t, Z, …
+        cpu_seconds, resident_bytes: As in `Process`.
+        start_ticks: Its start time, field 22 of /proc/<pid>/stat.
+    """
+
+    status: str
+    cpu_seconds: float
+    resident_bytes: int | None
+    start_ticks: int
+
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def sample(pid: int) -> Sample | None:
+    """Look at a process once, with one read of /proc/<pid>/stat; None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return Sample(
+            status=fields[0].decode("ascii"),
+            cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
+            resident_bytes=int(fields[21]) * _PAGE,
+            start_ticks=int(fields[19]),
+        )
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class CpuTotals:
+    """CPU time per key over all processes that a key has had."""
+
+    def __init__(self) -> None:
+        self._last: dict[Hashable, tuple[tuple[int, int], float]] = {}
+        self._before: dict[Hashable, float] = {}
+
+    def add(self, key: Hashable, pid: int, seen: Sample) -> float:
+        """Take a sample of the process that `key` has now and return the sum in seconds."""
+        process = (pid, seen.start_ticks)
+        last = self._last.get(key)
+        if last is not None and last[0] != process:
+            self._before[key] = self._before.get(key, 0.0) + last[1]
+        self._last[key] = (process, seen.cpu_seconds)
+        return self.total(key) or 0.0
+
+    def total(self, key: Hashable) -> float | None:
+        """Return the sum in seconds, None before the first sample."""
+        last = self._last.get(key)
+        return None if last is None else self._before.get(key, 0.0) + last[1]
+
+    def keep(self, keys: set[Hashable]) -> None:
+        """Forget every key not among `keys`."""
+        for gone in self._last.keys() - keys:
+            del self._last[gone]
+            self._before.pop(gone, None)
+
+
+def rank_process(pid: int) -> Process:
+    """Return what the operating system says of a rank; what may not be read is None."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            resident = process.memory_info().rss
+    except UNREADABLE:
+        return Process()
+    fds = limit = affinity = shm = None
+    with suppress(*UNREADABLE):
+        fds = process.num_fds()
+    with suppress(*UNREADABLE):
+        limit = process.rlimit(psutil.RLIMIT_NOFILE)[0]
+    with suppress(*UNREADABLE):
+        affinity = len(process.cpu_affinity() or ()) or None
+    with suppress(OSError):
+        shm = os.statvfs(f"/proc/{pid}/root/dev/shm")
+    group = cgroups.of(pid)
+    quota = group.cpu_quota()
+    cpus = [float(c) for c in (affinity, quota) if c is not None]
+    return Process(
+        cpu_seconds=times.user + times.system,
+        resident_bytes=resident,
+        open_fds=fds,
+        max_fds=limit,
+        cpus=min(cpus) if cpus else None,
+        cpu_throttled_seconds=group.cpu_throttled_seconds(),
+        cgroup=group.path,
+        shm_size_bytes=shm.f_blocks * shm.f_frsize if shm else None,
+        shm_used_bytes=(shm.f_blocks - shm.f_bfree) * shm.f_frsize if shm else None,
+    )

@@ -1,0 +1,189 @@
+"""Find segments on this node and read each one, again and again, whatever state they are in.
+
+Runs in: agent and the commands. On failure: the segment is refused, with a reason; others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dlmon.errors import SegmentError
+from dlmon.observe.snapshot import Refused
+from dlmon.segment import files
+from dlmon.segment.reader import Reading, SegmentFile
+
+DROP_REASONS = ("user", "rank")
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One segment over time.
+
+    Attributes:
+        reading: The last one.
+        last_alive_ns: CLOCK_MONOTONIC of the last reading in which the rank lived, 0 if never.
+        died: Unix time its death was noticed, None while it lives.
+    """
+
+    file: SegmentFile
+    reading: Reading
+    last_alive_ns: int = 0
+    died: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """The rank has ended in order."""
+        return bool(self.reading.rank["goodbye"])
+
+    @property
+    def worker_alive(self) -> bool:
+        """Some worker byte is held."""
+        return any(holder is not None for holder in self.reading.worker_holders)
+
+
+class Segments:
+    """All segments below some directories.
+
+    Attributes:
+        tracked: By path.
+        refused: What could not be read this time.
+        refused_total, dropped_total: Since the beginning, by reason.
+        stale_reads: Slots served from an earlier read, since the beginning.
+    """
+
+    def __init__(
+        self, directories: Iterable[str], *, dead_seconds: float, segments_per_user: int
+    ) -> None:
+        self._directories = tuple(directories)
+        self._dead_seconds = dead_seconds
+        self._per_user = segments_per_user
+        self._over_limit: set[str] = set()
+        self._refused_paths: set[tuple[str, str]] = set()
+        self.tracked: dict[str, Tracked] = {}
+        self.refused: list[Refused] = []
+        self.refused_total = Counter(dict.fromkeys(SegmentError.REASONS, 0))
+        self.dropped_total = Counter(dict.fromkeys(DROP_REASONS, 0))
+        self.stale_reads = 0
+        _allow_many_files()
+
+    def read(self) -> Sequence[Tracked]:
+        """Look for new segments, read all, and return them; those not readable are in `refused`."""
+        self.refused = []
+        for directory in self._directories:
+            for path, uid in files.user_directories(directory):
+                self._open_new(path, uid)
+        refused = {(r.path, r.reason) for r in self.refused}
+        for _, reason in refused - self._refused_paths:  # count a file once, not once a second
+            self.refused_total[reason] += 1
+        self._refused_paths = refused
+        for path, tracked in list(self.tracked.items()):
+            self._read_again(path, tracked)
+        return list(self.tracked.values())
+
+    def close(self) -> None:
+        """Close every file."""
+        for tracked in self.tracked.values():
+            tracked.file.close()
+        self.tracked.clear()
+
+    def _open_new(self, directory: str, uid: int | None) -> None:
+        names = files.segment_names(directory)
+        new = [n for n in names if os.path.join(directory, n) not in self.tracked]
+        if not new:
+            return
+        try:
+            dir_fd = _open_directory(directory, uid)
+        except SegmentError as error:
+            self._refuse(directory, error)
+            return
+        try:
+            counts = Counter(tracked.file.uid for tracked in self.tracked.values())
+            for name in new:
+                self._open(os.path.join(directory, name), uid, dir_fd, counts)
+        finally:
+            os.close(dir_fd)
+
+    def _open(self, path: str, uid: int | None, dir_fd: int, counts: Counter[int]) -> None:
+        try:
+            file = SegmentFile(path, owner=uid, dir_fd=dir_fd)
+        except SegmentError as error:
+            if os.path.lexists(path):  # else it ended between listing and opening
+                self._refuse(path, error)
+            return
+        try:
+            if counts[file.uid] >= self._per_user:
+                if path not in self._over_limit:
+                    self._over_limit.add(path)
+                    self.dropped_total["user"] += 1
+                file.close()
+                return
+            reading = file.read(time.monotonic_ns())
+        except SegmentError as error:
+            file.close()
+            self._refuse(path, error)
+            return
+        counts[file.uid] += 1
+        self.tracked[path] = Tracked(file, reading)
+
+    def _read_again(self, path: str, tracked: Tracked) -> None:
+        now = time.monotonic_ns()
+        try:
+            tracked.reading = tracked.file.read(now)
+        except SegmentError as error:
+            self._refuse(path, error)
+            self._drop(path, tracked)
+            return
+        self.stale_reads += tracked.reading.stale
+        if tracked.reading.rank_holder is not None:
+            tracked.last_alive_ns = now
+            tracked.died = None
+        elif tracked.died is None:
+            tracked.died = time.time()
+        if tracked.worker_alive:
+            return
+        gone = tracked.ended and tracked.reading.rank_holder is None
+        if gone or (tracked.died and time.time() - tracked.died >= self._dead_seconds):
+            self._remove(path, tracked)
+
+    def _remove(self, path: str, tracked: Tracked) -> None:
+        """Forget a segment that nobody writes any more, and remove the file where that is allowed."""
+        with suppress(OSError):
+            status = os.lstat(path)
+            ours = os.fstat(tracked.file.fd)
+            if (status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino):
+                os.unlink(path)
+        self._drop(path, tracked)
+
+    def _drop(self, path: str, tracked: Tracked) -> None:
+        tracked.file.close()
+        del self.tracked[path]
+
+    def _refuse(self, path: str, error: SegmentError) -> None:
+        self.refused.append(Refused(path, error.reason, str(error)))
+
+
+def _open_directory(directory: str, uid: int | None) -> int:
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SegmentError(f"directory {directory}: {error.strerror}", "io") from None
+    owner = os.fstat(fd).st_uid
+    if uid is not None and owner != uid:
+        os.close(fd)
+        raise SegmentError(
+            f"directory {directory}: belongs to uid {owner}, expected {uid}", "owner"
+        )
+    return fd
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one: each segment stays open."""
+    with suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,231 @@
+"""What the agent knows at one moment: plain frozen data that metrics, views and the API are made of.
+
+Times are seconds, as `time.time()` for moments; sizes are bytes; `None` means "not known here" (no
+permission, no such file, no such thing), never zero.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dlmon.segment.layout import Phase
+
+
+class WorkerState(enum.IntEnum):
+    """What a worker does; values are those of `dlmon_worker_state`."""
+
+    IDLE = 0
+    FETCHING = 1
+    HANDING_OVER = 2
+    STOPPED = 3
+    HUNG = 4
+    DEAD = 5
+    ZOMBIE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Durations counted in power-of-two buckets.
+
+    Attributes:
+        counts: `counts[b]` durations had an `int.bit_length()` of b nanoseconds, that is less
+            than 2^b ns and at least 2^(b-1) ns; `layout.HISTOGRAM_BUCKETS` entries.
+        sum_seconds: Sum of the durations counted.
+    """
+
+    counts: tuple[int, ...]
+    sum_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker slot of a loader.
+
+    Attributes:
+        slot: 0 to num_workers - 1; outlives processes.
+        up: True alive (the kernel says so), False dead without an orderly end, None between
+            iterations, while starting and after an orderly end.
+        state: None unless `up` is known.
+        pid: In the observer's pid namespace, None if not visible or not alive.
+        last_progress: Unix time of the last fetch begun or ended, None before the first.
+        batches, samples, failed: Fetched, over all processes this slot has had.
+        fetch_seconds: Time fetching, the open fetch included.
+        cpu_seconds: CPU time, over all processes seen in this slot; None before one was seen.
+        resident_bytes: RSS of the living process.
+        orphan: Alive while its rank is dead.
+    """
+
+    slot: int
+    up: bool | None
+    state: WorkerState | None
+    pid: int | None
+    last_progress: float | None
+    batches: int
+    samples: int
+    failed: int
+    fetch_seconds: float
+    cpu_seconds: float | None
+    resident_bytes: int | None
+    orphan: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """One named DataLoader of one rank, summed over its segments.
+
+    Attributes:
+        name: As in the label `loader`.
+        config: The labels of `dlmon_loader_info` (dataset, num_workers, ...), all strings.
+        phase: What it does now.
+        phase_seconds: Time per phase, the certain part of the open interval included; IDLE absent.
+        epochs, startups, batches, samples: Iterations begun, iterations that delivered, batches
+            delivered to the loop, samples fetched.
+        discarded: Batches fetched in iterations that have ended, never delivered.
+        ready, outstanding, capacity: Batches of this iteration fetched and not delivered;
+            dispatched and not delivered; num_workers x prefetch_factor.
+            0 <= ready <= outstanding <= capacity.
+        reorder: Of the ready ones, those held behind a slower worker; None if not known.
+        last_delivery, last_epoch: Unix times, None before the first.
+        wait, step, fetch: Closed intervals by duration.
+        timeouts: Expiries of `timeout=`.
+        errors: Exceptions that reached the loop, by `layout.ERRORS`; every key present.
+        worker_starts: Worker processes started.
+        worker_exits: Worker processes ended, by `layout.EXIT_REASONS`; every key present.
+        last_abnormal_exit: Unix time, None if never.
+        workers: One per slot, in order; empty with num_workers=0.
+    """
+
+    name: str
+    config: Mapping[str, str]
+    phase: Phase
+    phase_seconds: Mapping[Phase, float]
+    epochs: int
+    startups: int
+    batches: int
+    samples: int
+    discarded: int
+    ready: int
+    outstanding: int
+    capacity: int
+    reorder: int | None
+    last_delivery: float | None
+    last_epoch: float | None
+    wait: Histogram
+    step: Histogram
+    fetch: Histogram
+    timeouts: int
+    errors: Mapping[str, int]
+    worker_starts: int
+    worker_exits: Mapping[str, int]
+    last_abnormal_exit: float | None
+    workers: tuple[Worker, ...]
+
+    @property
+    def wait_ratio(self) -> float | None:
+        """Share of wait in wait + step, 0 to 1; None before either was seen."""
+        wait = self.phase_seconds.get(Phase.WAIT, 0.0)
+        total = wait + self.phase_seconds.get(Phase.STEP, 0.0)
+        return wait / total if total > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What the operating system says of a rank's process.
+
+    Attributes:
+        cpu_seconds: User and system time.
+        resident_bytes: RSS.
+        open_fds, max_fds: Descriptors in use and the soft limit.
+        cpus: CPUs granted, by affinity and cgroup quota; a fraction is possible.
+        cpu_throttled_seconds: Time its cgroup was throttled.
+        cgroup: Path of its cgroup.
+        shm_size_bytes, shm_used_bytes: The /dev/shm that it sees.
+    """
+
+    cpu_seconds: float | None = None
+    resident_bytes: int | None = None
+    open_fds: int | None = None
+    max_fds: int | None = None
+    cpus: float | None = None
+    cpu_throttled_seconds: float | None = None
+    cgroup: str | None = None
+    shm_size_bytes: int | None = None
+    shm_used_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One training process.
+
+    Attributes:
+        run, rank: Labels; unique within `Snapshot.ranks`.
+        pid: In the observer's pid namespace where the kernel tells, else as the rank wrote it.
+        up: True alive, False dead without an orderly end.
+        died: Unix time its death was noticed, None while up.
+        started: Unix time its first segment was made.
+        info: user, script, python, torch, dlmon, local_rank, world_size: strings, "" if not known.
+        hooks: For each of `layout.HOOKS`, whether the shim could place it.
+        shim_errors: Errors the shim swallowed.
+        orphan_workers: Workers alive while this rank is dead.
+        process: Empty once dead.
+        loaders: By name.
+    """
+
+    run: str
+    rank: str
+    pid: int
+    up: bool
+    died: float | None
+    started: float
+    info: Mapping[str, str]
+    hooks: Mapping[str, bool]
+    shim_errors: int
+    orphan_workers: int
+    process: Process
+    loaders: tuple[Loader, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A file that was not read, and why.
+
+    Attributes:
+        path: The file or directory.
+        reason: One of `SegmentError.REASONS`.
+        message: The whole sentence.
+    """
+
+    path: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything known at one moment.
+
+    Attributes:
+        time: Unix time.
+        duration_seconds: What making it took.
+        ranks: By run, then rank; no two share both.
+        superseded: Dead or older incarnations whose run and rank a rank in `ranks` has now.
+        refused: Files that could not be read this time.
+        segments: Files read.
+        refused_total: Refusals since the observer began, by reason; every reason present.
+        stale_reads_total: Slots served from the last good read because a writer was in the middle.
+        clamped_total: Values held within bounds or kept from going down.
+        dropped_total: Segments left out for a limit (`rank`, `user`); every reason present.
+    """
+
+    time: float
+    duration_seconds: float = 0.0
+    ranks: tuple[Rank, ...] = ()
+    superseded: tuple[Rank, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    segments: int = 0
+    refused_total: Mapping[str, int] = field(default_factory=dict)
+    stale_reads_total: int = 0
+    clamped_total: int = 0
+    dropped_total: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,360 @@
+"""Read segments from outside, trusting nothing in them.
+
+Files are read with pread into this process's memory, never mapped: a file cut short under a mapping
+kills the reader with SIGBUS. Every count and offset is checked before it is used.
+
+Runs in: agent and the commands. On failure: SegmentError, nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dlmon.errors import SegmentError
+from dlmon.segment import files, layout, locks
+from dlmon.segment.layout import CELL, ENTRY, HEADER, Scope
+
+ATTEMPTS = 3
+"""How often a slot is read again while its writer is in the middle of an update."""
+
+Places = Mapping[str, tuple[int, int]]
+"""Field name to (first cell within the slot, number of cells)."""
+
+
+class Cells:
+    """The cells of one slot, by field name.
+
+    A field the writer's release did not have reads as 0, or as no values.
+    """
+
+    __slots__ = ("_places", "_values")
+
+    def __init__(self, places: Places, values: Sequence[int]) -> None:
+        self._places = places
+        self._values = values
+
+    def __getitem__(self, name: str) -> int:
+        place = self._places.get(name)
+        return self._values[place[0]] if place else 0
+
+    def run(self, name: str) -> tuple[int, ...]:
+        """Return all cells of the field `name`."""
+        first, count = self._places.get(name, (0, 0))
+        return tuple(self._values[first : first + count])
+
+    def state(self, name: str) -> tuple[int, int]:
+        """Return a state cell as (state, since in nanoseconds)."""
+        value = self[name]
+        return value & layout.STATE_MASK, value >> layout.STATE_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the header and table of one file say, checked against its size.
+
+    Attributes:
+        places: Per scope, where each field is.
+        minor: The writer's minor version.
+        created_ns: CLOCK_REALTIME nanoseconds.
+    """
+
+    size: int
+    workers: int
+    minor: int
+    info: tuple[int, int]
+    slots_offset: int
+    slot_sizes: tuple[int, int]
+    places: tuple[Places, Places]
+    created_ns: int
+
+    def slot_offset(self, slot: int) -> int:
+        """Return the offset in bytes of slot `slot`."""
+        if slot == 0:
+            return self.slots_offset
+        return self.slots_offset + self.slot_sizes[0] + (slot - 1) * self.slot_sizes[1]
+
+    def cells(self, data: bytes, slot: int) -> Cells:
+        """Return the cells of slot `slot` in the file's bytes `data`."""
+        scope = min(slot, 1)
+        count = self.slot_sizes[scope] // CELL
+        values = struct.unpack_from(f"<{count}q", data, self.slot_offset(slot))
+        return Cells(self.places[scope], values)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One segment as it was at one moment.
+
+    Attributes:
+        path: The file.
+        layout: How it is laid out.
+        info: Who and how configured, as the rank wrote it.
+        rank: Slot 0.
+        workers: Slots 1 to n, each read before slot 0 was, so that what workers have fetched is
+            never newer than what the rank has taken.
+        rank_holder: pid that holds slot 0's byte, 0 for one not visible from here, None for nobody.
+        worker_holders: The same per worker.
+        now_ns: CLOCK_MONOTONIC before anything was read.
+        stale: Slots served from an earlier read, or as found, because a writer was in the middle.
+    """
+
+    path: str
+    layout: Layout
+    info: Mapping[str, object]
+    rank: Cells
+    workers: tuple[Cells, ...]
+    rank_holder: int | None
+    worker_holders: tuple[int | None, ...]
+    now_ns: int
+    stale: int
+
+
+class SegmentFile:
+    """One open segment, read again and again.
+
+    Attributes:
+        path: For messages.
+        uid: The file's owner.
+    """
+
+    def __init__(self, path: str, *, owner: int | None = None, dir_fd: int | None = None) -> None:
+        """Open and check a segment.
+
+        Args:
+            path: The file; only its last part is used when `dir_fd` is given.
+            owner: The uid the file must belong to, None for any.
+            dir_fd: The directory to open it in.
+
+        Raises:
+            SegmentError: It is not a readable segment of a release this one knows.
+        """
+        self.path = path
+        self._good: dict[int, Cells] = {}
+        name = os.path.basename(path) if dir_fd is not None else path
+        try:
+            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            _check_file(path, status, owner)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            self.fd = os.open(name, flags, dir_fd=dir_fd)
+        except OSError as error:
+            raise SegmentError(f"segment {path}: {error.strerror}", "io") from None
+        try:
+            status = os.fstat(self.fd)
+            _check_file(path, status, owner)
+            self.uid = status.st_uid
+            self.layout = parse(path, self._pread(status.st_size), status.st_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file; reading it again raises."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def unlinked(self) -> bool:
+        """Return whether the file has no name any more."""
+        return os.fstat(self.fd).st_nlink == 0
+
+    def read(self, now_ns: int) -> Reading:
+        """Read every slot once, each consistent in itself.
+
+        Args:
+            now_ns: CLOCK_MONOTONIC in nanoseconds, taken before the call.
+
+        Raises:
+            SegmentError: The file was cut short or its info is not readable.
+        """
+        plan = self.layout
+        older = self._whole()
+        newer = self._whole()
+        last = self._whole()
+        unsettled: list[tuple[int, bytes]] = []
+        cells = {}
+        for slot in range(plan.workers, -1, -1):
+            first, second = (older, newer) if slot else (newer, last)
+            found = plan.cells(first, slot)
+            if _settled(found, plan.cells(second, slot)):
+                cells[slot] = self._good[slot] = found
+            else:
+                unsettled.append((slot, second))
+        stale = 0
+        for slot, data in unsettled:
+            cells[slot], missed = self._again(slot, data)
+            stale += missed
+        info = parse_info(self.path, newer[plan.info[0] : plan.info[0] + plan.info[1]])
+        holders = [locks.holder(self.fd, plan.slot_offset(i)) for i in range(plan.workers + 1)]
+        workers = tuple(cells[slot] for slot in range(1, plan.workers + 1))
+        return Reading(
+            self.path, plan, info, cells[0], workers, holders[0], tuple(holders[1:]), now_ns, stale
+        )
+
+    def _again(self, slot: int, data: bytes) -> tuple[Cells, int]:
+        """Read one slot until it settles; else serve what was read last (missed: 1)."""
+        plan = self.layout
+        before = plan.cells(data, slot)
+        for _ in range(ATTEMPTS):
+            after = plan.cells(self._whole(), slot)
+            if _settled(before, after):
+                self._good[slot] = before
+                return before, 0
+            before = after
+        return self._good.get(slot, before), 1
+
+    def _whole(self) -> bytes:
+        data = self._pread(self.layout.size)
+        if len(data) != self.layout.size:
+            raise SegmentError(
+                f"segment {self.path}: has {len(data)} bytes, expected {self.layout.size}; "
+                "it was cut short",
+                "bounds",
+            )
+        return data
+
+    def _pread(self, size: int) -> bytes:
+        try:
+            return os.pread(self.fd, size, 0)
+        except OSError as error:
+            raise SegmentError(f"segment {self.path}: {error.strerror}", "io") from None
+
+
+def parse(path: str, data: bytes, file_size: int) -> Layout:
+    """Check a segment's header and table and return what they say.
+
+    Args:
+        path: For messages.
+        data: The file's bytes, at least the header and table.
+        file_size: The file's size in bytes.
+
+    Raises:
+        SegmentError: Anything is not as `dlmon.segment.layout` defines it.
+    """
+    if len(data) < layout.HEADER_SIZE:
+        raise SegmentError(
+            f"segment {path}: has {len(data)} bytes, a header has {layout.HEADER_SIZE}", "bounds"
+        )
+    header = HEADER.unpack_from(data)
+    magic, major, minor, header_size, size, table, entries, entry_size = header[:8]
+    info_offset, info_size, slots, rank_size, worker_size, workers, _, ready, created = header[8:]
+    if magic != layout.MAGIC:
+        raise SegmentError(f"segment {path}: magic {magic!r}, expected {layout.MAGIC!r}")
+    if major != layout.MAJOR:
+        raise SegmentError(
+            f"segment {path}: layout {major}.{minor}, this release reads {layout.MAJOR}.x; "
+            f"upgrade {'the agent' if major > layout.MAJOR else 'dlmon in the job'}",
+            "version",
+        )
+    if ready != 1:
+        raise SegmentError(f"segment {path}: ready is {ready}, expected 1", "not_ready")
+    _bound(path, "header size", header_size, layout.HEADER_SIZE, file_size)
+    if size != file_size:
+        raise SegmentError(
+            f"segment {path}: header says {size} bytes, the file has {file_size}", "bounds"
+        )
+    _bound(path, "workers", workers, 0, layout.MAX_WORKERS)
+    _bound(path, "table entries", entries, 1, layout.MAX_ENTRIES)
+    _bound(path, "table entry size", entry_size, ENTRY.size, 4096)
+    _bound(path, "table offset", table, header_size, size - entries * entry_size)
+    _bound(path, "info size", info_size, 2, 1 << 20)
+    _bound(path, "info offset", info_offset, header_size, size - info_size)
+    for name, slot_size in (("rank slot size", rank_size), ("worker slot size", worker_size)):
+        _bound(path, name, slot_size, CELL, size)
+        _aligned(path, name, slot_size, layout.LINE)
+    _bound(path, "slots offset", slots, header_size, size)
+    _aligned(path, "slots offset", slots, layout.LINE)
+    end = slots + rank_size + workers * worker_size
+    if end != size:
+        raise SegmentError(f"segment {path}: slots end at {end}, the file at {size}", "bounds")
+    places = _parse_table(path, data, table, entries, entry_size, (rank_size, worker_size))
+    return Layout(
+        size,
+        workers,
+        minor,
+        (info_offset, info_size),
+        slots,
+        (rank_size, worker_size),
+        places,
+        created,
+    )
+
+
+def parse_info(path: str, data: bytes) -> dict[str, object]:
+    """Decode the info text.
+
+    Raises:
+        SegmentError: It is not a JSON object.
+    """
+    try:
+        info = json.loads(data.rstrip(b"\0"))
+    except (ValueError, RecursionError) as error:
+        raise SegmentError(f"segment {path}: info is not JSON ({error})", "info") from None
+    if not isinstance(info, dict):
+        raise SegmentError(
+            f"segment {path}: info is a {type(info).__name__}, expected an object", "info"
+        )
+    return info
+
+
+def _parse_table(
+    path: str, data: bytes, table: int, entries: int, entry_size: int, slot_sizes: tuple[int, int]
+) -> tuple[Places, Places]:
+    places: tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]] = ({}, {})
+    for i in range(entries):
+        raw, _, scope, offset, count = ENTRY.unpack_from(data, table + i * entry_size)
+        name = raw.rstrip(b"\0").decode("ascii", "replace")
+        if scope not in (Scope.RANK, Scope.WORKER):
+            raise SegmentError(f"segment {path}: field {name!r} has scope {scope}, expected 0 or 1")
+        _aligned(path, f"offset of field {name!r}", offset, CELL)
+        _bound(path, f"cells of field {name!r}", count, 1, slot_sizes[scope] // CELL)
+        _bound(path, f"offset of field {name!r}", offset, 0, slot_sizes[scope] - count * CELL)
+        if name in places[scope]:
+            raise SegmentError(f"segment {path}: field {name!r} stands twice in the table")
+        places[scope][name] = (offset // CELL, count)
+    return places
+
+
+def _check_file(path: str, status: os.stat_result, owner: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise SegmentError(f"segment {path}: not a regular file", "owner")
+    if status.st_nlink != 1:
+        raise SegmentError(f"segment {path}: has {status.st_nlink} links, expected 1", "owner")
+    if owner is not None and status.st_uid != owner:
+        raise SegmentError(
+            f"segment {path}: belongs to uid {status.st_uid}, expected {owner}", "owner"
+        )
+    if (status.st_dev, status.st_ino) in files.own:
+        raise SegmentError(
+            f"segment {path}: is written by this very process, whose locks reading would drop; "
+            "read it from another process",
+            "owner",
+        )
+    if not layout.HEADER_SIZE <= status.st_size <= layout.MAX_FILE_SIZE:
+        raise SegmentError(
+            f"segment {path}: has {status.st_size} bytes, "
+            f"expected {layout.HEADER_SIZE} to {layout.MAX_FILE_SIZE}",
+            "bounds",
+        )
+
+
+def _settled(before: Cells, after: Cells) -> bool:
+    """Return whether nothing in `before` was read in the middle of an update."""
+    return all(
+        before[name] == after[name] and not before[name] & 1
+        for name in ("sequence", "fetch_sequence")
+    )
+
+
+def _bound(path: str, what: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise SegmentError(f"segment {path}: {what} is {value}, expected {low} to {high}", "bounds")
+
+
+def _aligned(path: str, what: str, value: int, to: int) -> None:
+    if value % to:
+        raise SegmentError(f"segment {path}: {what} is {value}, expected a multiple of {to}")

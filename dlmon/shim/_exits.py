@@ -1,0 +1,54 @@
+"""Count how an iterator's workers ended, from the exit codes that their parent has.
+
+Runs in: rank. `Process.exitcode` asks without waiting, as torch itself does all the time.
+"""
+
+from __future__ import annotations
+
+import signal
+from time import monotonic_ns
+from typing import Any
+
+from dlmon.segment import layout
+from dlmon.segment.layout import EXIT_REASONS
+
+_BY_SIGNAL = {
+    signal.SIGKILL: "sigkill",
+    signal.SIGSEGV: "sigsegv",
+    signal.SIGBUS: "sigbus",
+    signal.SIGABRT: "sigabrt",
+    signal.SIGTERM: "sigterm",
+}
+_FIELDS = layout.FIELDS[layout.Scope.RANK]
+_EXITS = _FIELDS["worker_exits"].offset // layout.CELL
+_LAST_ABNORMAL = _FIELDS["last_abnormal_exit_ns"].offset // layout.CELL
+
+
+def reason(exitcode: int) -> str:
+    """Return which of `layout.EXIT_REASONS` an exit code as of `multiprocessing` is."""
+    if exitcode == 0:
+        return "normal"
+    if exitcode > 0:
+        return "error"
+    return next((r for s, r in _BY_SIGNAL.items() if s == -exitcode), "other_signal")
+
+
+class WorkerExits:
+    """Counts each worker's end once."""
+
+    __slots__ = ("_seen",)
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def record(self, cells: memoryview[int], iterator: Any) -> None:
+        """Count the workers of `iterator` that have ended since the last call."""
+        for worker, process in enumerate(getattr(iterator, "_workers", ())):
+            exitcode = getattr(process, "exitcode", None)
+            if exitcode is None or worker in self._seen:
+                continue
+            self._seen.add(worker)
+            kind = reason(exitcode)
+            cells[_EXITS + EXIT_REASONS.index(kind)] += 1
+            if kind != "normal":
+                cells[_LAST_ABNORMAL] = monotonic_ns()

@@ -1,0 +1,237 @@
+"""This process's part in a run: its identity, its segments and the iterators alive.
+
+Runs in: rank, and any process that iterates a DataLoader. On failure: the iterator at hand runs
+unobserved, and the user is told once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from time import monotonic_ns
+from typing import Any
+
+from dlmon.errors import SegmentError
+from dlmon.segment import files, layout, locks, reader, writer
+from dlmon.segment.writer import Segment
+from dlmon.shim import _guard, _names, _run, _torch
+from dlmon.shim._fetch import FetchRecorder
+from dlmon.shim._recorder import IteratorRecorder
+
+MAX_SEGMENTS = 256
+"""Per process; iterators beyond it run unobserved."""
+
+STALE_SECONDS = 3600
+HALF_MADE_SECONDS = 60
+_GENERATION = layout.cell_index(0, "generation")
+_GOODBYE = layout.cell_index(0, "goodbye")
+_HOOKS = layout.cell_index(0, "hooks")
+
+
+class Session:
+    """What `instrument()` decided, and everything that this process records.
+
+    Attributes:
+        identity: run, rank, root ("pid-start" of the instrumented process), directory as
+            configured and the facts of `dlmon_rank_info`; workers get it from their rank.
+        hooks: Which of `layout.HOOKS` are in place, as bits.
+        live: Recorders by id() of their iterator.
+        fetchers: Recorders by id() of torch's fetcher.
+        worker: The recorder of the worker that this process is, if it is one.
+        building: Per thread, (path, generation) for the workers of the iterator being made.
+    """
+
+    def __init__(self, identity: Mapping[str, Any]) -> None:
+        self.identity = identity
+        self.hooks = 0
+        self.worker: FetchRecorder | None = None
+        self.building = threading.local()
+        self._directory: str | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave the parent's cells alone: this is a child made by fork."""
+        self.pid = os.getpid()
+        self.live: dict[int, IteratorRecorder] = {}
+        self.fetchers: dict[int, FetchRecorder] = {}
+        self._segments: dict[tuple[str, int], list[tuple[Segment, IteratorRecorder | None]]] = {}
+        self._lock = threading.Lock()
+        self._ends = False
+
+    # ── iterators ────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, iterator: Any, loader: Any) -> None:
+        """Start recording an iterator that is being made."""
+        now = monotonic_ns()
+        self.live.pop(id(iterator), None)
+        self.building.segment = None
+        with self._lock:
+            recorder = self._take(iterator, loader)
+        if recorder is None:
+            return
+        key = id(iterator)
+        recorder.alive = weakref.ref(iterator, lambda _: self._gone(key, recorder))
+        self.live[key] = recorder
+        segment = recorder.segment
+        self.building.segment = (segment.path, segment.cells[_GENERATION])
+        recorder.begin(now, list(self.live.values()))
+
+    def adopt_fetcher(self, fetcher: Any, index: Any) -> FetchRecorder | None:
+        """Return who records a fetcher that is new, None for nobody.
+
+        In the rank it is an iterator's own, with num_workers=0. A worker's first unknown one is
+        its own: those of loaders nested in its dataset are known when they first fetch.
+        """
+        recorder = self.worker
+        for candidate in list(self.live.values()):
+            iterator = candidate.alive()
+            if candidate.fetch and getattr(iterator, "_dataset_fetcher", None) is fetcher:
+                recorder = candidate.fetch
+        if recorder is None:
+            return None
+        self.fetchers.pop(recorder.fetcher, None)
+        recorder.begin(fetcher, index)
+        self.fetchers[id(fetcher)] = recorder
+        return recorder
+
+    def _gone(self, key: int, recorder: IteratorRecorder) -> None:
+        """Close the books of an iterator that was collected."""
+        try:
+            if self.live.get(key) is recorder and os.getpid() == self.pid:
+                # A cycle's iterator is collected before it shuts its workers down: with workers it
+                # stays known until it has.
+                if recorder.fetch is not None:
+                    self.fetchers.pop(recorder.fetch.fetcher, None)
+                    del self.live[key]
+                recorder.gone()
+        except Exception:
+            _guard.swallow()
+
+    def shut_down(self, iterator: Any) -> None:
+        """Forget an iterator whose workers have been shut down."""
+        recorder = self.live.get(id(iterator))
+        if recorder is not None and recorder.released:
+            del self.live[id(iterator)]
+
+    # ── segments ─────────────────────────────────────────────────────────────────────────────────
+
+    def _take(self, iterator: Any, loader: Any) -> IteratorRecorder | None:
+        """Find or make a segment for an iterator, and start its recorder."""
+        workers = int(getattr(loader, "num_workers", 0))
+        name = self._free_name(loader)
+        info = {**self.identity, "loader": name, "pid": self.pid, "config": _torch.config(loader)}
+        info.update(start_ticks=_run.start_ticks(self.pid), iterable=_torch.iterable(loader))
+        used = self._segments.setdefault((name, workers), [])
+        for i, (segment, user) in enumerate(used):
+            if user is not None and not user.released:
+                continue
+            segment.cells[_GENERATION] += 1  # first: a worker compares after it took its byte
+            if segment.worker_held():
+                continue
+            segment.set_info(info)
+            break
+        else:
+            created = self._create(info, workers)
+            if created is None:
+                return None
+            segment = created
+            segment.cells[_GENERATION] = 1
+            i = len(used)
+            used.append((segment, None))
+        segment.cells[_HOOKS] = self.hooks
+        recorder = IteratorRecorder(iterator, loader, name, segment)
+        used[i] = (segment, recorder)
+        return recorder
+
+    def _free_name(self, loader: Any) -> str:
+        """Return the loader's name, with #2, #3, … while another loader of that name iterates."""
+        base = _names.of(loader)
+        taken = {r.name for r in self.live.values() if not r.released and r.loader_id != id(loader)}
+        name, number = base, 1
+        while name in taken:
+            number += 1
+            name = f"{base}#{number}"
+        return name
+
+    def _create(self, info: Mapping[str, Any], workers: int) -> Segment | None:
+        if sum(map(len, self._segments.values())) >= MAX_SEGMENTS:
+            _guard.warn_once(
+                f"more than {MAX_SEGMENTS} iterators are alive at once; further ones are not observed"
+            )
+            return None
+        try:
+            if self._directory is None:
+                self._directory = files.choose(self.identity["dir"])
+                if f"{self.pid}-{_run.start_ticks(self.pid)}" == self.identity["root"]:
+                    remove_stale(self._directory)
+            segment = writer.create(self._directory, info, workers)
+        except SegmentError as error:
+            _guard.warn_once(f"DataLoaders are not observed: {error}")
+            return None
+        if not self._ends:
+            self._ends = True
+            _at_end(self._end)
+        return segment
+
+    def _end(self) -> None:
+        """Say goodbye in every segment, and remove those that no worker still uses."""
+        if os.getpid() != self.pid:
+            return
+        for used in self._segments.values():
+            for segment, _ in used:
+                segment.cells[_GOODBYE] = 1
+                if not segment.worker_held():
+                    with suppress(OSError):
+                        os.unlink(segment.path)
+
+
+def _at_end(function: Callable[[], None]) -> None:
+    """Call `function` when the process ends in order, after multiprocessing ended its children."""
+    from multiprocessing import util  # torch has imported it
+
+    util.Finalize(None, function, exitpriority=-1000)
+
+
+def remove_stale(directory: str) -> None:
+    """Remove this user's segments whose writers are all gone: ended in order, or long ago.
+
+    Segments of this process are not opened: closing one again would drop its locks.
+    """
+    now = time.time()
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            half_made = entry.name.startswith(files.TEMPORARY_PREFIX)
+            if not entry.name.endswith(layout.SUFFIX):
+                continue
+            with suppress(OSError, SegmentError):
+                status = entry.stat(follow_symlinks=False)
+                age = now - status.st_ctime
+                if status.st_uid != os.getuid() or (status.st_dev, status.st_ino) in files.own:
+                    continue
+                if half_made:
+                    if age > HALF_MADE_SECONDS and not _locked(entry.path):
+                        os.unlink(entry.path)
+                elif _unused(entry.path, age):
+                    os.unlink(entry.path)
+
+
+def _locked(path: str) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return locks.holder(fd, layout.slot_offset(0)) is not None
+    finally:
+        os.close(fd)
+
+
+def _unused(path: str, age: float) -> bool:
+    segment = reader.SegmentFile(path, owner=os.getuid())
+    try:
+        reading = segment.read(monotonic_ns())
+    finally:
+        segment.close()
+    alive = reading.rank_holder is not None or any(h is not None for h in reading.worker_holders)
+    return not alive and (bool(reading.rank["goodbye"]) or age > STALE_SECONDS)

@@ -1,0 +1,124 @@
+"""What stands in for torch's `_worker_loop`, so that a worker knows its segment however it is started.
+
+torch passes `_worker_loop` to a Process as its target. With fork the child calls the stand-in it
+inherited; with spawn and forkserver the stand-in is pickled, and becomes an `ObservedLoop` that
+carries where to write. Neither depends on the environment, which a forkserver has from long ago.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dlmon.segment import layout
+from dlmon.segment.writer import attach
+from dlmon.shim import _guard, _patch, _run, _torch
+from dlmon.shim._fetch import FetchRecorder
+from dlmon.shim._session import Session
+
+Assignment = tuple[str, int]
+"""A segment's path and the generation it had when the iterator was made."""
+
+
+class WorkerLoop:
+    """Called in place of torch's `_worker_loop`, in the child.
+
+    Runs in: worker (and pickled in the rank).
+    """
+
+    def __init__(self, module: str, original: Callable[..., Any], session: Session) -> None:
+        self._module = module
+        self._original = original
+        self._session = session
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run torch's loop, observed if this process is a worker of an observed iterator."""
+        assignment = getattr(self._session.building, "segment", None)
+        recorded = _Recorded(self._session, assignment, self._original, args, kwargs)
+        result = self._original(*args, **kwargs)
+        recorded.goodbye()
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        assignment = getattr(self._session.building, "segment", None)
+        return ObservedLoop, (self._module, dict(self._session.identity), assignment)
+
+
+class ObservedLoop:
+    """What a WorkerLoop becomes when it is pickled for a new interpreter.
+
+    Runs in: worker. dlmon's hooks are put in place there first.
+    """
+
+    def __init__(
+        self, module: str, identity: Mapping[str, Any], assignment: Assignment | None
+    ) -> None:
+        self._module = module
+        self._identity = identity
+        self._assignment = assignment
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run torch's loop, observed."""
+        try:
+            _patch.install(self._identity)
+        except Exception:
+            _guard.swallow()
+        original = _patch.original_worker_loop(self._module)
+        session = _patch.session()
+        if session is None:
+            return original(*args, **kwargs)
+        recorded = _Recorded(session, self._assignment, original, args, kwargs)
+        result = original(*args, **kwargs)
+        recorded.goodbye()
+        return result
+
+
+class _Recorded:
+    """A worker's membership in its segment; without one it does nothing."""
+
+    def __init__(
+        self,
+        session: Session,
+        assignment: Assignment | None,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self._slot: memoryview[int] | None = None
+        try:
+            # A worker is a process of its own, in its main thread: some libraries run
+            # `_worker_loop` in threads of the rank.
+            if assignment is None or threading.current_thread() is not threading.main_thread():
+                return
+            if os.path.basename(assignment[0]).startswith(f"{os.getpid()}-"):
+                return
+            worker = kwargs.get(_torch.WORKER_ID)
+            if worker is None:
+                worker = args[_torch.worker_id_position(original)]
+            self._join(session, assignment, int(worker))
+        except Exception:
+            _guard.swallow()
+
+    def _join(self, session: Session, assignment: Assignment, worker: int) -> None:
+        path, generation = assignment
+        segment = attach(path, worker, generation)
+        if segment is None:
+            return
+        first = layout.cell_index(worker + 1, "lock")
+        slot = segment.cells[first : first + layout.WORKER_SLOT_SIZE // layout.CELL]
+        session.worker = FetchRecorder(segment, worker + 1)
+        slot[_at("pid")] = os.getpid()
+        slot[_at("start_ticks")] = _run.start_ticks(os.getpid())
+        slot[_at("attested_generation")] = generation  # last: from here on the slot speaks for us
+        self._slot = slot
+
+    def goodbye(self) -> None:
+        """Say that the worker ended in order; the kernel gives its byte back afterwards."""
+        if self._slot is not None:
+            self._slot[_at("goodbye_generation")] = self._slot[_at("attested_generation")]
+
+
+def _at(name: str) -> int:
+    return layout.FIELDS[layout.Scope.WORKER][name].offset // layout.CELL
