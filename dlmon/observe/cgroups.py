@@ -19,7 +19,7 @@ class Cgroup:
     """The cgroups of one process.
 
     Attributes:
-        path: Its path in the hierarchy that limits memory (v1) or everything (v2), None if unknown.
+        path: Its path in the memory hierarchy (v1) or the only one (v2), None if unknown.
         cpu_directory: Where its CPU controller's files are, None if unknown.
         unified: Whether that is a v2 hierarchy.
     """
@@ -29,7 +29,7 @@ class Cgroup:
     unified: bool = True
 
     def cpu_quota(self) -> float | None:
-        """Return how many CPUs the quota grants, by the tightest of all levels; None without one."""
+        """Return how many CPUs the tightest quota of all levels grants; None without one."""
         quotas = [quota for d in self._levels() if (quota := self._quota(d)) is not None]
         return min(quotas, default=None)
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dlmon.observe.snapshot import Histogram, Loader, Worker, WorkerState
-from dlmon.segment import layout, phases
-from dlmon.segment.layout import ERRORS, EXIT_REASONS, Activity, Phase
+from dlmon.segment import layout, meaning, phases
+from dlmon.segment.layout import ERRORS, EXIT_REASONS, Phase
 from dlmon.segment.reader import Cells, Reading
 
 NANOSECONDS = 1_000_000_000
@@ -78,7 +78,7 @@ class Part:
     @property
     def phase(self) -> Phase:
         """What the iterator does."""
-        return _phase(self.reading.rank.state("phase")[0])
+        return meaning.phase(self.reading.rank)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,6 @@ def loader(name: str, parts: Sequence[Part], clock: Clock) -> tuple[Loader, int]
     ranks = [part.reading.rank for part in parts]
     groups = [group for part in parts for group in _fetch_groups(part)]
     reorders = [f.reorder for f in fills]
-    moments = {
-        key: clock.moment(max(rank[key] for rank in ranks))
-        for key in ("last_delivery_ns", "last_iteration_ns", "last_abnormal_exit_ns")
-    }
     found = Loader(
         name=name,
         config=config(newest.reading),
@@ -118,15 +114,15 @@ def loader(name: str, parts: Sequence[Part], clock: Clock) -> tuple[Loader, int]
         phase_seconds=_sum_phases([phase_seconds(p.reading.rank, p.now_ns) for p in parts]),
         epochs=_total(ranks, "iterations"),
         startups=_total(ranks, "startups"),
-        batches=_total(ranks, "batches"),
+        batches=sum(max(0, meaning.batches(rank)) for rank in ranks),
         samples=_total(groups, "samples"),
         discarded=sum(discarded(part) for part in parts),
         ready=sum(f.ready for f in fills),
         outstanding=sum(f.outstanding for f in fills),
         capacity=sum(f.capacity for f in fills),
         reorder=None if None in reorders else sum(r or 0 for r in reorders),
-        last_delivery=moments["last_delivery_ns"],
-        last_epoch=moments["last_iteration_ns"],
+        last_delivery=clock.moment(max(map(meaning.last_delivery, ranks))),
+        last_epoch=clock.moment(max(rank["last_iteration_ns"] for rank in ranks)),
         wait=_histogram(ranks, "wait_histogram", "wait_ns"),
         step=_histogram(ranks, "step_histogram", "step_ns"),
         fetch=_histogram(groups, "fetch_histogram", "fetch_ns"),
@@ -134,7 +130,7 @@ def loader(name: str, parts: Sequence[Part], clock: Clock) -> tuple[Loader, int]
         errors=_by_name(ranks, "errors", ERRORS),
         worker_starts=_total(ranks, "worker_starts"),
         worker_exits=_by_name(ranks, "worker_exits", EXIT_REASONS),
-        last_abnormal_exit=moments["last_abnormal_exit_ns"],
+        last_abnormal_exit=clock.moment(max(rank["last_abnormal_exit_ns"] for rank in ranks)),
         workers=_workers(parts, clock),
     )
     return found, sum(f.clamped for f in fills)
@@ -147,8 +143,7 @@ def phase_seconds(rank: Cells, now_ns: int) -> dict[Phase, float]:
         rank: Slot 0.
         now_ns: CLOCK_MONOTONIC up to which the open interval counts.
     """
-    state, since = rank.state("phase")
-    phase = _phase(state)
+    phase, since = meaning.phase(rank)
     spent = {
         Phase.STARTUP: rank["startup_ns"],
         Phase.WAIT: rank["wait_ns"],
@@ -157,11 +152,11 @@ def phase_seconds(rank: Cells, now_ns: int) -> dict[Phase, float]:
         Phase.TEARDOWN: rank["teardown_ns"],
     }
     elapsed = max(0, now_ns - since)
-    usual = phases.usual_step(rank["step_ns"], sum(rank.run("step_histogram")))
+    usual = phases.usual_step(rank["step_ns"], meaning.steps(rank))
     gap = rank["gap_ns"]
     step = pause = 0
     if phase is Phase.WAIT:
-        step, pause = phases.split_gap(gap or max(0, since - rank["last_delivery_ns"]), usual)
+        step, pause = phases.split_gap(gap or max(0, since - meaning.last_delivery(rank)), usual)
         spent[Phase.WAIT] += phases.open_wait(elapsed)
     elif phase is Phase.STEP:
         step, pause = phases.open_gap(gap + elapsed, usual)
@@ -200,10 +195,10 @@ def discarded(part: Part) -> int:
     """Return the batches that were fetched in iterations that have ended and never delivered."""
     rank = part.reading.rank
     if part.phase is Phase.IDLE:
-        return max(0, _total(_fetch_groups(part), "fetched") - rank["batches"])
+        return max(0, sum(map(meaning.fetched, _fetch_groups(part))) - meaning.batches(rank))
     now = rank["iterations"]
     before = sum(
-        group["fetched_before"] if group["fetch_iteration"] == now else group["fetched"]
+        group["fetched_before"] if group["fetch_iteration"] == now else meaning.fetched(group)
         for group in _fetch_groups(part)
     )
     return max(0, before - rank["batches_before"])
@@ -217,8 +212,18 @@ def config(reading: Reading) -> dict[str, str]:
 
 
 def text(value: object) -> str:
-    """Return a value of an info text as a string of at most 1,000 characters."""
-    return str(value)[:1000]
+    """Return a value of an info text as at most 1,000 printable characters.
+
+    Nothing and what is not a plain value becomes "": nesting is as deep as its writer wants.
+    """
+    if value is None or isinstance(value, (dict, list)):
+        return ""
+    shown = str(value)[:1000]
+    return shown if shown.isprintable() else "".join(map(_printable, shown))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else "\ufffd"
 
 
 def _fetch_groups(part: Part) -> list[Cells]:
@@ -227,14 +232,14 @@ def _fetch_groups(part: Part) -> list[Cells]:
 
 
 def _consumed(rank: Cells) -> int:
-    return rank["batches"] - rank["batches_before"] + rank["raised"]
+    return meaning.batches(rank) - rank["batches_before"] + rank["raised"]
 
 
 def _fetched_now(worker: Cells, rank: Cells) -> int:
     """Return how many tasks of the rank's current iteration a worker has done."""
     if worker["fetch_iteration"] != rank["iterations"]:
         return 0
-    done = worker["fetched"] + worker["fetch_failed"]
+    done = meaning.fetched(worker) + worker["fetch_failed"]
     return max(0, done - worker["fetched_before"] - worker["failed_before"])
 
 
@@ -263,7 +268,7 @@ def _worker(slot: int, parts: Sequence[Part], clock: Clock) -> Worker:
     )
     cells = [part.reading.workers[slot] for part in having]
     seen = shown.workers[slot]
-    progress = max((c.state("fetch_state")[1] for c in cells), default=0)
+    progress = max(map(meaning.last_progress, cells), default=0)
     fetching = sum(_open_fetch(part, slot) for part in having)
     cpu = [p.workers[slot].cpu_seconds for p in having]
     known_cpu = [seconds for seconds in cpu if seconds is not None]
@@ -273,7 +278,7 @@ def _worker(slot: int, parts: Sequence[Part], clock: Clock) -> Worker:
         state=_state(up, shown, slot),
         pid=seen.pid if up else None,
         last_progress=clock.moment(progress),
-        batches=_total(cells, "fetched"),
+        batches=sum(max(0, meaning.fetched(c)) for c in cells),
         samples=_total(cells, "samples"),
         failed=_total(cells, "fetch_failed"),
         fetch_seconds=(_total(cells, "fetch_ns") + fetching) / NANOSECONDS,
@@ -306,7 +311,7 @@ def _state(up: bool | None, part: Part, slot: int) -> WorkerState | None:
         return WorkerState.ZOMBIE if seen.zombie else WorkerState.DEAD
     if seen.stopped:
         return WorkerState.STOPPED
-    if part.reading.workers[slot].state("fetch_state")[0] == Activity.FETCHING:
+    if meaning.fetching_since(part.reading.workers[slot]) is not None:
         return WorkerState.FETCHING
     return WorkerState.HANDING_OVER if _handing_over(part, slot) else WorkerState.IDLE
 
@@ -323,14 +328,10 @@ def _handing_over(part: Part, slot: int) -> bool:
 
 def _open_fetch(part: Part, slot: int) -> int:
     """Return the nanoseconds of a living worker's open fetch."""
-    state, since = part.reading.workers[slot].state("fetch_state")
-    if state != Activity.FETCHING or part.reading.worker_holders[slot] is None:
+    since = meaning.fetching_since(part.reading.workers[slot])
+    if since is None or part.reading.worker_holders[slot] is None:
         return 0
     return max(0, part.reading.now_ns - since)
-
-
-def _phase(value: int) -> Phase:
-    return Phase(value) if value in Phase._value2member_map_ else Phase.IDLE
 
 
 def _total(cells: Sequence[Cells], field: str) -> int:

@@ -32,8 +32,8 @@ class Incarnation:
 class Observer:
     """Makes snapshots, one at a time.
 
-    What only an observer can keep is kept here: when a rank died, the CPU time of processes that are
-    gone, and the last values of counters, so that no read across moving slots makes one go down.
+    What only an observer can keep is kept here: when a rank died, the CPU time of processes that
+    are gone, and the last values of counters, so that none goes down by a read across moving slots.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Observer:
         ranks = {i: self._rank(i, group, clock) for i, group in by_incarnation.items()}
         self._cpu.keep({_slot(t, i) for t in tracked for i in range(t.reading.layout.workers)})
         self._highest = {key: kept for key, kept in self._highest.items() if key[0] in ranks}
+        self._left_out = {key for key in self._left_out if key[0] in ranks}
         shown, superseded = _choose(ranks.values())
         return Snapshot(
             time=clock.unix,
@@ -96,7 +97,7 @@ class Observer:
         living = [t for t in own if t.reading.rank_holder is not None]
         first = min(own, key=lambda t: t.reading.layout.created_ns)
         chosen = living[0] if living else first
-        pid = chosen.reading.rank_holder or _integer(chosen.reading.info.get("pid"))
+        attested = chosen.reading.rank_holder
         orphans = 0
         by_loader: dict[str, list[Part]] = defaultdict(list)
         for tracked in group:
@@ -110,7 +111,7 @@ class Observer:
         return Rank(
             run=who.run,
             rank=who.rank,
-            pid=pid,
+            pid=attested or _integer(chosen.reading.info.get("pid")),
             up=bool(living),
             died=None if living else max(t.died or 0.0 for t in own),
             started=first.reading.layout.created_ns / loaders.NANOSECONDS,
@@ -118,7 +119,7 @@ class Observer:
             hooks={hook: bool(hooks >> i & 1) for i, hook in enumerate(HOOKS)},
             shim_errors=sum(max(0, t.reading.rank["shim_errors"]) for t in group),
             orphan_workers=orphans,
-            process=processes.rank_process(pid) if living and pid else Process(),
+            process=processes.rank_process(attested) if attested else Process(),
             loaders=self._loaders(who, by_loader, clock),
         )
 
@@ -151,9 +152,7 @@ class Observer:
                 replace(w, fetch_seconds=max(w.fetch_seconds, fetched.get(w.slot, 0.0)))
                 for w in loader.workers
             )
-            held = replace(
-                loader, phase_seconds=seconds, discarded=discarded, workers=workers
-            )
+            held = replace(loader, phase_seconds=seconds, discarded=discarded, workers=workers)
             self._clamped += held != loader
             loader = held
         self._highest[who, loader.name] = loader
@@ -162,7 +161,8 @@ class Observer:
     def _part(self, tracked: Tracked) -> Part:
         reading = tracked.reading
         now_ns = reading.now_ns if reading.rank_holder is not None else tracked.last_alive_ns
-        visible = reading.rank_holder == reading.info.get("pid")  # same pid namespace as ours
+        holder = reading.rank_holder
+        visible = bool(holder) and holder == reading.info.get("pid")  # our pid namespace
         workers = tuple(
             self._seen(tracked, slot, visible) for slot in range(reading.layout.workers)
         )
@@ -193,7 +193,8 @@ def _choose(found: Iterable[Rank]) -> tuple[tuple[Rank, ...], tuple[Rank, ...]]:
     """Of the incarnations of one rank keep a living one, else the newest; return the others too."""
     ordered = sorted(found, key=lambda r: (r.run, r.rank, r.up, r.started), reverse=True)
     seen: Counter[tuple[str, str]] = Counter()
-    shown, superseded = [], []
+    shown: list[Rank] = []
+    superseded: list[Rank] = []
     for rank in ordered:
         seen[rank.run, rank.rank] += 1
         (shown if seen[rank.run, rank.rank] == 1 else superseded).append(rank)
@@ -210,7 +211,7 @@ def _incarnation(reading: Reading) -> Incarnation:
 def _is_root(reading: Reading) -> bool:
     """Return whether a segment is the instrumented process's own, not a child's."""
     info = reading.info
-    return f"{info.get('pid')}-{info.get('start_ticks')}" == info.get("root")
+    return f"{text(info.get('pid'))}-{text(info.get('start_ticks'))}" == info.get("root")
 
 
 def _slot(tracked: Tracked, slot: int) -> Hashable:
@@ -218,4 +219,4 @@ def _slot(tracked: Tracked, slot: int) -> Hashable:
 
 
 def _integer(value: object) -> int:
-    return value if isinstance(value, int) and 0 <= value < 1 << 31 else 0
+    return value if type(value) is int and 0 <= value < 1 << 31 else 0

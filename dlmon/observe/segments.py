@@ -82,6 +82,7 @@ class Segments:
         for _, reason in refused - self._refused_paths:  # count a file once, not once a second
             self.refused_total[reason] += 1
         self._refused_paths = refused
+        self._over_limit = {path for path in self._over_limit if os.path.lexists(path)}
         for path, tracked in list(self.tracked.items()):
             self._read_again(path, tracked)
         return list(self.tracked.values())
@@ -152,7 +153,7 @@ class Segments:
             self._remove(path, tracked)
 
     def _remove(self, path: str, tracked: Tracked) -> None:
-        """Forget a segment that nobody writes any more, and remove the file where that is allowed."""
+        """Forget a segment that nobody writes any more; remove the file where that is allowed."""
         with suppress(OSError):
             status = os.lstat(path)
             ours = os.fstat(tracked.file.fd)

@@ -1,4 +1,4 @@
-"""What the agent knows at one moment: plain frozen data that metrics, views and the API are made of.
+"""What the agent knows at one moment: the frozen data that metrics, views and the API are made of.
 
 Times are seconds, as `time.time()` for moments; sizes are bytes; `None` means "not known here" (no
 permission, no such file, no such thing), never zero.

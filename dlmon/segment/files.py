@@ -14,7 +14,7 @@ from dlmon.errors import SegmentError
 from dlmon.segment.layout import SUFFIX
 
 NODE_DIR = "/run/dlmon"
-"""Made by the node's unit (tmpfs, mode 3777, group dlmon): the agent's group reads, strangers do not."""
+"""Made by the node's unit (tmpfs, mode 3777, group dlmon); strangers may not read there."""
 
 SHM = "/dev/shm"
 USER_PREFIX = "dlmon-"
@@ -25,7 +25,7 @@ SEARCHED = (NODE_DIR, SHM)
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 
 own: set[tuple[int, int]] = set()
-"""(device, inode) of each segment this process writes: to open and close one again would drop its locks."""
+"""(device, inode) of each segment this process writes: closing one again would drop its locks."""
 
 
 def choose(configured: str | None) -> str:

@@ -8,7 +8,7 @@ A segment is one file in shared memory for one live DataLoader iterator::
     ...      slot 0     the rank's cells                     64-byte aligned
     ...      slot 1..n  worker 0..n-1's cells                64-byte aligned
 
-    slot     | lock cell | sequence | cell | cell | ...      8 bytes each, one writer per slot
+    slot     | lock cell | updating | updated | cell | ...   8 bytes each, one writer per slot
 
 Every cell is a little-endian signed 64-bit integer at a multiple of 8, so that a store is one
 machine store and no reader sees half of it. Times are nanoseconds of CLOCK_MONOTONIC, the one clock
@@ -17,8 +17,12 @@ that all processes of a boot share.
 A writer holds a POSIX record lock on the first byte of its slot for as long as it lives: that, not
 anything written here, says who is alive (`dlmon.segment.locks`).
 
-Cells that must agree with each other sit behind the slot's `sequence`, which is odd while they are
-being written; all others are single stores.
+Cells that must agree with each other are written between two stores of one and the same, ever
+growing time: first to `updating`, last to `updated`. A reader takes them if both are equal, and
+equal again in a second read. All others are single stores.
+
+What a batch costs is counted in stores, so what can be derived is not stored
+(`dlmon.segment.meaning`).
 
 The first four bytes are fixed for ever. A new field is appended and raises MINOR; readers find
 fields by name in the table. Anything else raises MAJOR.
@@ -75,12 +79,9 @@ class Phase(enum.IntEnum):
     TEARDOWN = 5
 
 
-class Activity(enum.IntEnum):
-    """What a fetching process says it does."""
-
-    IDLE = 0
-    FETCHING = 1
-
+LOOP = 6
+"""State of the cell `phase` while batches are delivered one after the other: Phase.WAIT since
+`entered_ns` if that is after `updated`, else Phase.STEP since `updated`, the last delivery."""
 
 STATE_BITS = 3
 STATE_MASK = (1 << STATE_BITS) - 1
@@ -129,34 +130,35 @@ class Field:
 
 
 _FETCH = (
-    ("fetch_sequence", "count", 1, "odd while the cells of this fetch group are being written"),
-    ("fetch_state", "state", 1, "since << 3 | Activity; `since` is the last progress"),
-    ("fetched", "count", 1, "batches fetched and collated"),
+    ("fetch_updating", "ns", 1, "stored first when the cells of this fetch group change"),
+    ("fetch_updated", "ns", 1, "stored last, with the same time: when a fetch last ended"),
+    ("fetch_begun", "ns", 1, "when the last fetch began; it is open if that is after the above"),
     ("fetch_failed", "count", 1, "fetches that raised an exception"),
     ("samples", "count", 1, "samples in the fetched batches, counted at collate"),
     ("fetch_ns", "ns", 1, "time in closed fetches, successful or not"),
     ("fetch_iteration", "id", 1, "the rank's `iterations` when this iteration's first fetch began"),
-    ("fetched_before", "count", 1, "`fetched` when this iteration's first fetch began"),
+    ("fetched_before", "count", 1, "batches fetched when this iteration's first fetch began"),
     ("failed_before", "count", 1, "`fetch_failed` when this iteration's first fetch began"),
-    ("fetch_histogram", "count", HISTOGRAM_BUCKETS, "successful fetches by duration"),
+    ("fetch_histogram", "count", HISTOGRAM_BUCKETS, "batches fetched, by duration"),
 )
 
 _RANK = (
     ("lock", "id", 1, "its first byte is locked while the rank lives; the value is not used"),
-    ("sequence", "count", 1, "odd while cells that must agree are being written"),
-    ("generation", "id", 1, "raised each time the segment is taken for a new iterator"),
-    ("iterations", "count", 1, "iterations (epochs) started"),
-    ("phase", "state", 1, "since << 3 | Phase"),
+    ("updating", "ns", 1, "stored first when cells that must agree change"),
+    ("updated", "ns", 1, "stored last, with the same time"),
+    ("entered_ns", "ns", 1, "in state LOOP: when `next()` was last entered"),
+    ("phase", "state", 1, "since << 3 | Phase, or LOOP"),
     ("startup_ns", "ns", 1, "closed time in phase startup"),
     ("wait_ns", "ns", 1, "closed time in phase wait"),
     ("step_ns", "ns", 1, "closed time in phase step"),
     ("pause_ns", "ns", 1, "closed time in phase pause"),
     ("teardown_ns", "ns", 1, "closed time in phase teardown"),
     ("gap_ns", "ns", 1, "step time of the open gap before `phase` began"),
+    ("generation", "id", 1, "raised each time the segment is taken for a new iterator"),
+    ("iterations", "count", 1, "iterations (epochs) started"),
     ("startups", "count", 1, "iterations whose first batch was delivered"),
-    ("batches", "count", 1, "batches delivered to the loop"),
-    ("batches_before", "count", 1, "`batches` when this iteration began"),
-    ("last_delivery_ns", "ns", 1, "when the last batch was delivered, 0 before the first"),
+    ("batches_before", "count", 1, "batches delivered when this iteration began"),
+    ("last_delivery_ns", "ns", 1, "when the last batch was delivered; in state LOOP see `updated`"),
     ("last_iteration_ns", "ns", 1, "when the last iteration began"),
     ("dispatched", "count", 1, "tasks given to workers in this iteration"),
     ("raised", "count", 1, "tasks of this iteration that came back as an exception"),
@@ -168,8 +170,8 @@ _RANK = (
     ("goodbye", "state", 1, "1 once the rank has ended in order"),
     ("hooks", "bits", 1, "hooks in place, bit i for HOOKS[i]"),
     ("shim_errors", "count", 1, "errors inside the shim, swallowed"),
-    ("wait_histogram", "count", HISTOGRAM_BUCKETS, "waits that delivered, by duration"),
-    ("step_histogram", "count", HISTOGRAM_BUCKETS, "steps that ended in a further next(), by duration"),
+    ("wait_histogram", "count", HISTOGRAM_BUCKETS, "waits that delivered a batch, by duration"),
+    ("step_histogram", "count", HISTOGRAM_BUCKETS, "steps a next() followed, by duration"),
     *_FETCH,
 )
 

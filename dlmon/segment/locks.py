@@ -1,8 +1,8 @@
 """Who is alive, attested by the kernel: POSIX record locks on one byte per writer.
 
-A record lock goes when its process dies, however it dies, and F_GETLK names the holder's pid in the
-asker's pid namespace. It also goes when its process closes *any* descriptor of the file, so a writer
-opens a segment once and keeps descriptor and mapping for ever.
+A record lock goes when its process dies, however it dies, and F_GETLK names the holder's pid in
+the asker's pid namespace. It also goes when its process closes *any* descriptor of the file, so a
+writer opens a segment once and keeps descriptor and mapping for ever.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a loader's time is split into phases, for the writer that closes intervals and the reader that looks at open ones.
+"""How a loader's time is split into phases, for who closes intervals and who looks at open ones.
 
 Counters include the open interval and never go down, yet what an interval *was* is sometimes known
 only when it ends: a `next()` that turns out to end the iteration is teardown, not wait, and a gap
@@ -14,7 +14,7 @@ WAIT_CERTAIN_NS = 1_000_000_000
 
 PAUSE_FLOOR_NS = 10_000_000_000
 PAUSE_STEPS = 20
-"""A gap longer than max(PAUSE_FLOOR_NS, PAUSE_STEPS x the usual step) is step up to that and pause after."""
+"""A gap is step up to max(PAUSE_FLOOR_NS, PAUSE_STEPS x the usual step), and pause after."""
 
 
 def usual_step(step_ns: int, steps: int) -> int | None:

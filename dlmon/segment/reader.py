@@ -25,6 +25,9 @@ ATTEMPTS = 3
 Places = Mapping[str, tuple[int, int]]
 """Field name to (first cell within the slot, number of cells)."""
 
+Units = Mapping[str, str]
+"""Field name to unit."""
+
 
 class Cells:
     """The cells of one slot, by field name.
@@ -59,6 +62,7 @@ class Layout:
 
     Attributes:
         places: Per scope, where each field is.
+        units: Per scope, each field's unit, in the order of the table.
         minor: The writer's minor version.
         created_ns: CLOCK_REALTIME nanoseconds.
     """
@@ -70,6 +74,7 @@ class Layout:
     slots_offset: int
     slot_sizes: tuple[int, int]
     places: tuple[Places, Places]
+    units: tuple[Units, Units]
     created_ns: int
 
     def slot_offset(self, slot: int) -> int:
@@ -210,11 +215,7 @@ class SegmentFile:
     def _whole(self) -> bytes:
         data = self._pread(self.layout.size)
         if len(data) != self.layout.size:
-            raise SegmentError(
-                f"segment {self.path}: has {len(data)} bytes, expected {self.layout.size}; "
-                "it was cut short",
-                "bounds",
-            )
+            raise _cut_short(self.path, len(data), self.layout.size)
         return data
 
     def _pread(self, size: int) -> bytes:
@@ -229,8 +230,8 @@ def parse(path: str, data: bytes, file_size: int) -> Layout:
 
     Args:
         path: For messages.
-        data: The file's bytes, at least the header and table.
-        file_size: The file's size in bytes.
+        data: The file's bytes.
+        file_size: The file's size in bytes, as it was before `data` was read.
 
     Raises:
         SegmentError: Anything is not as `dlmon.segment.layout` defines it.
@@ -239,6 +240,8 @@ def parse(path: str, data: bytes, file_size: int) -> Layout:
         raise SegmentError(
             f"segment {path}: has {len(data)} bytes, a header has {layout.HEADER_SIZE}", "bounds"
         )
+    if len(data) != file_size:
+        raise _cut_short(path, len(data), file_size)
     header = HEADER.unpack_from(data)
     magic, major, minor, header_size, size, table, entries, entry_size = header[:8]
     info_offset, info_size, slots, rank_size, worker_size, workers, _, ready, created = header[8:]
@@ -271,7 +274,7 @@ def parse(path: str, data: bytes, file_size: int) -> Layout:
     end = slots + rank_size + workers * worker_size
     if end != size:
         raise SegmentError(f"segment {path}: slots end at {end}, the file at {size}", "bounds")
-    places = _parse_table(path, data, table, entries, entry_size, (rank_size, worker_size))
+    places, units = _parse_table(path, data, table, entries, entry_size, (rank_size, worker_size))
     return Layout(
         size,
         workers,
@@ -280,6 +283,7 @@ def parse(path: str, data: bytes, file_size: int) -> Layout:
         slots,
         (rank_size, worker_size),
         places,
+        units,
         created,
     )
 
@@ -303,10 +307,11 @@ def parse_info(path: str, data: bytes) -> dict[str, object]:
 
 def _parse_table(
     path: str, data: bytes, table: int, entries: int, entry_size: int, slot_sizes: tuple[int, int]
-) -> tuple[Places, Places]:
+) -> tuple[tuple[Places, Places], tuple[Units, Units]]:
     places: tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]] = ({}, {})
+    units: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for i in range(entries):
-        raw, _, scope, offset, count = ENTRY.unpack_from(data, table + i * entry_size)
+        raw, unit, scope, offset, count = ENTRY.unpack_from(data, table + i * entry_size)
         name = raw.rstrip(b"\0").decode("ascii", "replace")
         if scope not in (Scope.RANK, Scope.WORKER):
             raise SegmentError(f"segment {path}: field {name!r} has scope {scope}, expected 0 or 1")
@@ -316,7 +321,8 @@ def _parse_table(
         if name in places[scope]:
             raise SegmentError(f"segment {path}: field {name!r} stands twice in the table")
         places[scope][name] = (offset // CELL, count)
-    return places
+        units[scope][name] = unit.rstrip(b"\0").decode("ascii", "replace")
+    return places, units
 
 
 def _check_file(path: str, status: os.stat_result, owner: int | None) -> None:
@@ -345,8 +351,14 @@ def _check_file(path: str, status: os.stat_result, owner: int | None) -> None:
 def _settled(before: Cells, after: Cells) -> bool:
     """Return whether nothing in `before` was read in the middle of an update."""
     return all(
-        before[name] == after[name] and not before[name] & 1
-        for name in ("sequence", "fetch_sequence")
+        before[first] == before[last] == after[first] == after[last]
+        for first, last in (("updating", "updated"), ("fetch_updating", "fetch_updated"))
+    )
+
+
+def _cut_short(path: str, size: int, expected: int) -> SegmentError:
+    return SegmentError(
+        f"segment {path}: has {size} bytes, expected {expected}; it was cut short", "bounds"
     )
 
 

@@ -26,18 +26,19 @@ class Segment:
 
     Attributes:
         path: Where the file is.
+        bytes: The mapping.
         cells: The whole file as signed 64-bit cells; index with `layout.cell_index`.
         workers: Number of worker slots.
     """
 
-    __slots__ = ("_map", "cells", "fd", "path", "workers")
+    __slots__ = ("bytes", "cells", "fd", "path", "workers")
 
     def __init__(self, path: str, fd: int, size: int, workers: int) -> None:
         self.path = path
         self.fd = fd
         self.workers = workers
-        self._map = mmap.mmap(fd, size)
-        self.cells = memoryview(self._map).cast("q")
+        self.bytes = mmap.mmap(fd, size)
+        self.cells = memoryview(self.bytes).cast("q")
         status = os.fstat(fd)
         files.own.add((status.st_dev, status.st_ino))
         _kept.append(self)
@@ -57,7 +58,7 @@ class Segment:
                 f"segment {self.path}: info has {len(text)} bytes, at most {layout.INFO_SIZE} fit",
                 "info",
             )
-        self._map[layout.INFO_OFFSET : layout.SLOTS_OFFSET] = text.ljust(layout.INFO_SIZE, b"\0")
+        self.bytes[layout.INFO_OFFSET : layout.SLOTS_OFFSET] = text.ljust(layout.INFO_SIZE, b"\0")
 
 
 def create(directory: str, info: Mapping[str, object], workers: int) -> Segment:
@@ -91,6 +92,7 @@ def create(directory: str, info: Mapping[str, object], workers: int) -> Segment:
             _initialise(segment, info, size)
             os.rename(temporary, path)
         except BaseException:
+            _discard(fd)
             with suppress(OSError):
                 os.unlink(temporary)
             raise
@@ -129,7 +131,7 @@ def attach(path: str, worker: int, generation: int) -> Segment | None:
 
 
 def _initialise(segment: Segment, info: Mapping[str, object], size: int) -> None:
-    view = segment._map
+    view = segment.bytes
     offset = layout.TABLE_OFFSET
     for scope in Scope:
         for field in FIELDS[scope].values():
@@ -168,8 +170,19 @@ def _initialise(segment: Segment, info: Mapping[str, object], size: int) -> None
     segment.cells[layout.READY_OFFSET // layout.CELL] = 1
 
 
+def _discard(fd: int) -> None:
+    """Close what was made of a file that did not become a segment: a job may try again often."""
+    status = os.fstat(fd)
+    files.own.discard((status.st_dev, status.st_ino))
+    for segment in [segment for segment in _kept if segment.fd == fd]:
+        _kept.remove(segment)
+        segment.cells.release()
+        segment.bytes.close()
+    os.close(fd)
+
+
 def _reserve(path: str, mode: int, size: int) -> int:
-    """Make a file with `size` bytes really there: a full file system is an error now, no SIGBUS later."""
+    """Make a file with `size` bytes really there: no room is an error now, not a SIGBUS later."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.fchmod(fd, mode)  # the umask must not decide who may read

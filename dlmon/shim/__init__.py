@@ -74,4 +74,3 @@ def name(loader: _Loader, name: str) -> _Loader:
     except Exception:
         _guard.swallow()
     return loader
-

@@ -1,6 +1,6 @@
 """What keeps an error of ours from becoming an error of the job's.
 
-Runs in: rank, worker. Every entry into the shim is wrapped as `try: ... except Exception: swallow()`.
+Runs in: rank, worker. Every entry into the shim ends with `except Exception: swallow()`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def swallow() -> None:
 
 
 def warn_once(message: str) -> None:
-    """Say something to the user once per process, by logging, which no filter turns into an error."""
+    """Say something once per process, by logging, which no filter turns into an error."""
     if message not in _said:
         _said.add(message)
         _log.warning("dlmon: %s", message)

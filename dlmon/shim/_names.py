@@ -70,7 +70,7 @@ def _user_frame() -> FrameType | None:
 
 
 def _site_name(frame: FrameType | None) -> str:
-    """Return the variable or attribute that the call in `frame` is assigned to, else where it is."""
+    """Return what the call in `frame` is assigned to, else where it is."""
     import dis  # not at import: a job that builds no loader needs none
 
     if frame is None:

@@ -16,7 +16,7 @@ from time import monotonic_ns
 from typing import Any
 
 from dlmon.segment.layout import HOOKS
-from dlmon.shim import _guard, _names, _torch
+from dlmon.shim import _fetch, _guard, _names, _recorder, _torch
 from dlmon.shim._session import Session
 
 _lock = threading.RLock()
@@ -106,7 +106,7 @@ def _plan(session: Session) -> list[tuple[str, Any, str, Callable[[Any], Any]]]:
         ("build", _torch.find(_torch.DATALOADER, "DataLoader"), "__init__", _hook_build),
         ("iterator", iterator, "__init__", functools.partial(_hook_init, session)),
         ("iterator", iterator, "_reset", functools.partial(_hook_reset, session)),
-        ("iterator", iterator, "__next__", functools.partial(_hook_next, session)),
+        ("iterator", iterator, "__next__", functools.partial(_recorder.hooked, session)),
         ("shutdown", multiprocess, "_shutdown_workers", functools.partial(_hook_shutdown, session)),
         (
             "worker_loop",
@@ -118,13 +118,13 @@ def _plan(session: Session) -> list[tuple[str, Any, str, Callable[[Any], Any]]]:
             "map_fetch",
             _torch.find(_torch.FETCH, "_MapDatasetFetcher"),
             "fetch",
-            functools.partial(_hook_fetch, session),
+            functools.partial(_fetch.hooked, session),
         ),
         (
             "iterable_fetch",
             _torch.find(_torch.FETCH, "_IterableDatasetFetcher"),
             "fetch",
-            functools.partial(_hook_fetch, session),
+            functools.partial(_fetch.hooked, session),
         ),
     ]
 
@@ -179,15 +179,6 @@ def _hook_reset(session: Session, original: Any) -> Any:
     return _reset
 
 
-def _hook_next(session: Session, original: Any) -> Any:
-    @functools.wraps(original)
-    def __next__(self: Any) -> Any:
-        recorder = session.live.get(id(self))
-        return original(self) if recorder is None else recorder.next(original, self)
-
-    return __next__
-
-
 def _hook_shutdown(session: Session, original: Any) -> Any:
     @functools.wraps(original)
     def _shutdown_workers(self: Any) -> Any:
@@ -200,19 +191,3 @@ def _hook_shutdown(session: Session, original: Any) -> Any:
             session.shut_down(self)
 
     return _shutdown_workers
-
-
-def _hook_fetch(session: Session, original: Any) -> Any:
-    @functools.wraps(original)
-    def fetch(self: Any, possibly_batched_index: Any) -> Any:
-        recorder = session.fetchers.get(id(self))
-        if recorder is None:
-            try:
-                recorder = session.adopt_fetcher(self, possibly_batched_index)
-            except Exception:
-                _guard.swallow()
-            if recorder is None:
-                return original(self, possibly_batched_index)
-        return recorder.fetch(original, self, possibly_batched_index)
-
-    return fetch

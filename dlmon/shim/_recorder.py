@@ -1,32 +1,37 @@
 """Record what one iterator does to the loop: the phases of `dlmon.segment.phases`, batch by batch.
 
-Runs in: rank. Every interval between two moments belongs to one phase; `phase` says which is open
-and since when, the sums hold the closed ones. A usual batch costs two clock readings and about a
-dozen stores and allocates nothing that stays. What is not usual (an iteration's first batch, its
-end, another loader in between, an error) goes through the slower methods below.
+Runs in: rank. Every interval between two moments belongs to one phase; the cells say which is open
+and since when, and hold the sums of the closed ones. A usual batch costs two clock readings and
+eight stores and allocates nothing that stays. What is not usual (an iteration's first batch, its
+end, another loader in between, an error) goes through the methods of `IteratorRecorder`.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlmon.segment import layout, phases
-from dlmon.segment.layout import ERRORS, STATE_BITS, Phase
+from dlmon.segment.layout import ERRORS, LOOP, STATE_BITS, Phase
 from dlmon.segment.writer import Segment
 from dlmon.shim import _exits, _guard, _torch
 from dlmon.shim._fetch import FetchRecorder
+
+if TYPE_CHECKING:
+    from dlmon.shim._session import Session
 
 
 def _at(name: str) -> int:
     return layout.FIELDS[layout.Scope.RANK][name].offset // layout.CELL
 
 
-SEQUENCE = _at("sequence")
-ITERATIONS = _at("iterations")
+UPDATING = _at("updating")
+UPDATED = _at("updated")
+ENTERED = _at("entered_ns")
 PHASE = _at("phase")
 SUMS = {
     Phase.STARTUP: _at("startup_ns"),
@@ -38,8 +43,8 @@ SUMS = {
 WAIT_NS = SUMS[Phase.WAIT]
 STEP_NS = SUMS[Phase.STEP]
 GAP = _at("gap_ns")
+ITERATIONS = _at("iterations")
 STARTUPS = _at("startups")
-BATCHES = _at("batches")
 BATCHES_BEFORE = _at("batches_before")
 LAST_DELIVERY = _at("last_delivery_ns")
 LAST_ITERATION = _at("last_iteration_ns")
@@ -53,51 +58,105 @@ SHIM_ERRORS = _at("shim_errors")
 WAIT_HISTOGRAM = _at("wait_histogram")
 STEP_HISTOGRAM = _at("step_histogram")
 
-_WAIT = int(Phase.WAIT)
-_STEP = int(Phase.STEP)
+_PAUSE_FLOOR = phases.PAUSE_FLOOR_NS
 
 Next = Callable[[Any], Any]
+
+
+def hooked(session: Session, original: Next) -> Next:
+    """Return what stands in for torch's `__next__`: the same, recorded.
+
+    A usual batch, one more after an unbroken step, is recorded here, all in one function, because
+    a call more is a twentieth of what may be spent. Everything else is the recorder's.
+    """
+    recorder_of = session.live.get
+
+    @functools.wraps(original)
+    def __next__(self: Any) -> Any:
+        recorder = recorder_of(id(self))
+        if recorder is None:
+            return original(self)
+        entered = monotonic_ns()
+        looping = recorder.looping
+        if looping:
+            recorder.cells[ENTERED] = entered
+        else:
+            recorder.entered(self, entered)
+        try:
+            batch = original(self)
+        except BaseException as error:
+            recorder.ended_by(self, entered, error)
+            raise
+        try:
+            now = monotonic_ns()
+            step = entered - recorder.since
+            if not looping or step > _PAUSE_FLOOR:
+                recorder.delivered(self, entered, now)
+                return batch
+            cells = recorder.cells
+            cells[UPDATING] = now
+            wait = now - entered
+            recorder.wait_ns = wait_ns = recorder.wait_ns + wait
+            cells[WAIT_NS] = wait_ns
+            recorder.step_ns = step_ns = recorder.step_ns + step
+            cells[STEP_NS] = step_ns
+            cells[WAIT_HISTOGRAM + wait.bit_length()] += 1
+            cells[STEP_HISTOGRAM + step.bit_length()] += 1
+            if recorder.counts_dispatched:
+                cells[DISPATCHED] = (
+                    recorder.dispatched(self) if recorder.iterable else self._send_idx
+                )
+            recorder.since = now
+            cells[UPDATED] = now
+        except Exception:
+            recorder.swallow()
+        return batch
+
+    return __next__
 
 
 class IteratorRecorder:
     """Writes the rank's slot of one segment for as long as one iterator uses it.
 
     Attributes:
+        alive: A weak reference to the iterator.
         loader_id: id() of the loader, to tell two loaders of one name apart.
         name: The loader's name.
         segment: Where it writes.
+        cells: The rank's slot.
         fetch: The rank's own fetching, with num_workers=0.
-        alive: A weak reference to the iterator.
-        phase: What is open.
+        phase, since: What is open, and since when.
+        looping: What is open is the gap after a delivery, or the `next()` that ended it; `phase`
+            is then Phase.STEP and `since` the delivery in either case.
+        wait_ns, step_ns: What the cells of that name hold.
+        counts_dispatched, iterable: How the tasks dispatched can be counted.
         thread: The thread that iterates.
         released: The iterator will not use the segment again.
     """
 
     __slots__ = (
-        "_batches",
-        "_cells",
-        "_count_dispatched",
         "_first_reset",
         "_gap",
         "_in_next",
-        "_iterable",
         "_paused",
         "_paused_by",
         "_raised",
-        "_sequence",
-        "_since",
-        "_step_ns",
-        "_steps",
-        "_wait_ns",
         "alive",
+        "cells",
+        "counts_dispatched",
         "exits",
         "fetch",
+        "iterable",
         "loader_id",
+        "looping",
         "name",
         "phase",
         "released",
         "segment",
+        "since",
+        "step_ns",
         "thread",
+        "wait_ns",
     )
 
     def __init__(self, iterator: Any, loader: Any, name: str, segment: Segment) -> None:
@@ -106,86 +165,32 @@ class IteratorRecorder:
         self.name = name
         self.segment = segment
         first = layout.cell_index(0, "lock")
-        self._cells = cells = segment.cells[first : first + layout.RANK_SLOT_SIZE // layout.CELL]
+        self.cells = cells = segment.cells[first : first + layout.RANK_SLOT_SIZE // layout.CELL]
         multiprocess = segment.workers > 0
-        self._count_dispatched = multiprocess
-        self._iterable = False
+        self.counts_dispatched = multiprocess
+        self.iterable = False
         self.fetch = None if multiprocess else FetchRecorder(segment, 0)
         self.exits = _exits.WorkerExits()
-        self._sequence = cells[SEQUENCE] + (cells[SEQUENCE] & 1)
-        self._batches = cells[BATCHES]
-        self._wait_ns = cells[WAIT_NS]
-        self._step_ns = cells[STEP_NS]
-        self._steps = sum(cells[STEP_HISTOGRAM : STEP_HISTOGRAM + layout.HISTOGRAM_BUCKETS])
+        self.wait_ns = cells[WAIT_NS]
+        self.step_ns = cells[STEP_NS]
+        self.looping = False
+        self.phase = Phase.IDLE
+        self.since = 0
         self._gap = 0
         self._raised = 0
-        self._since = 0
         self._in_next = False
         self._first_reset = multiprocess  # torch resets a multi-process iterator when made
         self._paused: list[IteratorRecorder] = []
         self._paused_by: IteratorRecorder | None = None
-        self.phase = Phase.IDLE
         self.thread = 0
         self.released = False
-
-    # ── per batch ────────────────────────────────────────────────────────────────────────────────
-
-    def next(self, original: Next, iterator: Any) -> Any:
-        """Call torch's `__next__` and record it; its result and exceptions are passed on."""
-        entered = monotonic_ns()
-        if self.phase is Phase.STEP and not self._gap:
-            usual = True
-            self._cells[PHASE] = entered << STATE_BITS | _WAIT
-        elif self.released or self.phase is Phase.IDLE:
-            return original(iterator)
-        else:
-            usual = False
-            self._guarded(self._enter, iterator, entered)
-        try:
-            batch = original(iterator)
-        except BaseException as error:
-            self._guarded(self._ended_by, iterator, entered, error)
-            raise
-        try:
-            now = monotonic_ns()
-            step = entered - self._since
-            if not usual or step > phases.PAUSE_FLOOR_NS:
-                self._delivered(iterator, entered, now)
-                return batch
-            wait = now - entered
-            cells = self._cells
-            sequence = self._sequence
-            cells[SEQUENCE] = sequence + 1
-            self._wait_ns += wait
-            cells[WAIT_NS] = self._wait_ns
-            self._step_ns += step
-            cells[STEP_NS] = self._step_ns
-            self._steps += 1
-            self._batches += 1
-            cells[BATCHES] = self._batches
-            cells[WAIT_HISTOGRAM + wait.bit_length()] += 1
-            cells[STEP_HISTOGRAM + step.bit_length()] += 1
-            cells[LAST_DELIVERY] = now
-            cells[PHASE] = now << STATE_BITS | _STEP
-            if self._count_dispatched:
-                cells[DISPATCHED] = (
-                    self._dispatched(iterator) if self._iterable else iterator._send_idx
-                )
-            self._since = now
-            self._sequence = sequence = sequence + 2
-            cells[SEQUENCE] = sequence
-        except Exception:
-            self._swallow()
-        return batch
-
-    # ── not per batch ────────────────────────────────────────────────────────────────────────────
 
     def begin(self, now: int, others: list[IteratorRecorder]) -> None:
         """Open an iteration at `now`; a gap of another loader in this thread becomes a pause."""
         self.thread = threading.get_ident()
         with _Update(self) as cells:
             cells[ITERATIONS] += 1
-            cells[BATCHES_BEFORE] = self._batches
+            cells[BATCHES_BEFORE] = self._batches()
             cells[RAISED] = self._raised = 0
             cells[DISPATCHED] = 0
             cells[LAST_ITERATION] = now
@@ -202,18 +207,15 @@ class IteratorRecorder:
         """
         if self._first_reset:
             self._first_reset = False
-            self._cells[WORKER_STARTS] += len(getattr(iterator, "_workers", ()))
+            self.cells[WORKER_STARTS] += len(getattr(iterator, "_workers", ()))
             return
-        if self.phase is not Phase.IDLE:
-            with _Update(self):
-                self._close_broken(now)
-            self._finish(now)
+        self._finish(now)
         self.begin(now, others)
 
     def pause(self, now: int, by: IteratorRecorder) -> None:
         """Stop counting the open gap as step: `by` iterates in this thread."""
         with _Update(self) as cells:
-            self._gap += max(now - self._since, 1)  # never 0: the reader then knows the gap is here
+            self._gap += max(now - self.since, 1)  # not 0, which means that no gap is kept here
             cells[GAP] = self._gap
             self._paused_by = by
             self._open(Phase.PAUSE, now)
@@ -221,210 +223,222 @@ class IteratorRecorder:
     def resume(self, now: int, by: IteratorRecorder) -> None:
         """Count the open gap as step again, if `by` is what paused it."""
         if self.phase is Phase.PAUSE and self._paused_by is by:
-            with _Update(self) as cells:
-                self._add(cells, Phase.PAUSE, now - self._since)
+            with _Update(self):
+                self._add(Phase.PAUSE, now - self.since)
                 self._open(Phase.STEP, now)
+
+    def entered(self, iterator: Any, now: int) -> None:
+        """Enter a `next()` that does not follow an unbroken step."""
+        try:
+            if self.phase is Phase.STARTUP:
+                self.thread = threading.get_ident()
+                self.iterable = _torch.iterable(iterator)
+                if self.counts_dispatched:
+                    self.cells[DISPATCHED] = self._probe_dispatched(iterator)
+            elif self.phase is not Phase.IDLE:
+                with _Update(self) as cells:
+                    if self.phase is Phase.PAUSE:
+                        self._add(Phase.PAUSE, now - self.since)
+                    else:
+                        self._gap += now - self.since
+                        cells[GAP] = self._gap
+                    self._paused_by = None
+                    self._open(Phase.WAIT, now)
+        except Exception:
+            self.swallow()
+
+    def delivered(self, iterator: Any, entered: int, now: int) -> None:
+        """Record a delivery that is not the usual one after an unbroken step."""
+        if self.phase is Phase.IDLE:
+            return
+        with _Update(self, now) as cells:
+            if self.phase is Phase.STARTUP:
+                cells[STARTUPS] += 1
+                self._add(Phase.STARTUP, now - self.since)
+            else:
+                self._close_gap(entered)
+                self._add(Phase.WAIT, now - entered)
+                cells[WAIT_HISTOGRAM + (now - entered).bit_length()] += 1
+            if self.counts_dispatched:
+                cells[DISPATCHED] = self.dispatched(iterator)
+            self.phase, self.since, self.looping = Phase.STEP, now, True
+            cells[PHASE] = now << STATE_BITS | LOOP
+
+    def ended_by(self, iterator: Any, entered: int, error: BaseException) -> None:
+        """Record a `next()` that raised: the iteration's end, or an error that reached the loop."""
+        try:
+            now = monotonic_ns()
+            ended = isinstance(error, StopIteration)
+            if self.phase is Phase.IDLE:
+                return
+            with _Update(self):
+                self._close_next(entered, now, ended)
+                if not ended and isinstance(error, Exception):
+                    self._count_error(iterator, error)
+            if ended:
+                self._finish(now)
+                self.released = not getattr(iterator, "_persistent_workers", False)
+        except Exception:
+            self.swallow()
 
     def shutting_down(self, original: Next, iterator: Any) -> Any:
         """Call torch's `_shutdown_workers` and record it as teardown."""
-        self._guarded(self._tear_down, monotonic_ns())
+        try:
+            self._tear_down(monotonic_ns())
+        except Exception:
+            self.swallow()
         try:
             return original(iterator)
         finally:
-            self._guarded(self._torn_down, iterator, monotonic_ns())
+            try:
+                with _Update(self) as cells:
+                    self.exits.record(cells, iterator)
+                if not self._in_next:  # else what `next()` raises will end the iteration
+                    self.gone()
+            except Exception:
+                self.swallow()
 
     def gone(self) -> None:
-        """Close whatever is open: the iterator does not exist any more."""
-        now = monotonic_ns()
-        if self.phase is not Phase.IDLE:
-            with _Update(self):
-                self._close_broken(now)
-            self._finish(now)
+        """Close whatever is open: the iterator does not exist any more, or has no workers."""
+        self._finish(monotonic_ns())
         self.released = True
 
-    def _enter(self, iterator: Any, entered: int) -> None:
-        """Enter `next()` from anything but an open step without pauses."""
-        if self.phase is Phase.STARTUP:
-            self.thread = threading.get_ident()
-            self._iterable = _torch.iterable(iterator)
-            if self._count_dispatched:
-                self._cells[DISPATCHED] = self._probe_dispatched(iterator)
-            return
-        with _Update(self) as cells:
-            if self.phase is Phase.PAUSE:
-                self._add(cells, Phase.PAUSE, entered - self._since)
-            elif self.phase is Phase.STEP:
-                self._gap += entered - self._since
-                cells[GAP] = self._gap
-            self._paused_by = None
-            self._open(Phase.WAIT, entered)
+    def dispatched(self, iterator: Any) -> int:
+        """Return how many tasks of this iteration were given to workers."""
+        consumed = self._batches() - self.cells[BATCHES_BEFORE] + self._raised
+        return _torch.dispatched(iterator, consumed)
 
-    def _delivered(self, iterator: Any, entered: int, now: int) -> None:
-        """Record a delivery that is not the usual one after an unbroken step."""
-        with _Update(self) as cells:
-            if self.phase is Phase.STARTUP:
-                cells[STARTUPS] += 1
-                self._add(cells, Phase.STARTUP, now - self._since)
-            elif self.phase in (Phase.WAIT, Phase.STEP):
-                self._close_gap(cells, entered)
-                self._add(cells, Phase.WAIT, now - entered)
-                cells[WAIT_HISTOGRAM + (now - entered).bit_length()] += 1
-            else:
-                return
-            self._batches += 1
-            cells[BATCHES] = self._batches
-            cells[LAST_DELIVERY] = now
-            self._open(Phase.STEP, now)
-            if self._count_dispatched:
-                cells[DISPATCHED] = self._dispatched(iterator)
+    def swallow(self) -> None:
+        """Count the exception being handled, and go on."""
+        self.cells[SHIM_ERRORS] += 1
+        _guard.swallow()
 
-    def _ended_by(self, iterator: Any, entered: int, error: BaseException) -> None:
-        """Record a `next()` that raised: the iteration's end, or an error that reached the loop."""
-        now = monotonic_ns()
-        ended = isinstance(error, StopIteration)
-        with _Update(self) as cells:
-            self._close_next(cells, entered, now, ended)
-            if not ended and isinstance(error, Exception):
-                kind = _torch.error_kind(error)
-                cells[ERROR_CELLS + ERRORS.index(kind)] += 1
-                cells[TIMEOUTS] += kind == "timeout"
-                self._raised += _torch.consumed_task(error)
-                cells[RAISED] = self._raised
-                if self._count_dispatched:
-                    cells[DISPATCHED] = self._dispatched(iterator)
-                self.exits.record(cells, iterator)
-        if ended:
-            self._finish(now)
-            self.released = not getattr(iterator, "_persistent_workers", False)
+    def _probe_dispatched(self, iterator: Any) -> int:
+        """Return the tasks dispatched; stop counting them if this torch does not tell."""
+        try:
+            return self.dispatched(iterator)
+        except AttributeError:
+            self.counts_dispatched = False
+            self.cells[HOOKS] &= ~(1 << layout.HOOKS.index("dispatch"))
+            return 0
 
-    def _close_next(self, cells: memoryview[int], entered: int, now: int, ended: bool) -> None:
+    def _count_error(self, iterator: Any, error: Exception) -> None:
+        cells = self.cells
+        kind = _torch.error_kind(error)
+        cells[ERROR_CELLS + ERRORS.index(kind)] += 1
+        cells[TIMEOUTS] += kind == "timeout"
+        self._raised += _torch.consumed_task(error)
+        cells[RAISED] = self._raised
+        if self.counts_dispatched:
+            cells[DISPATCHED] = self.dispatched(iterator)
+        self.exits.record(cells, iterator)
+
+    def _close_next(self, entered: int, now: int, ended: bool) -> None:
         """Close a `next()` that delivered nothing."""
-        if self.phase is Phase.IDLE:
-            return
-        if self.phase is Phase.TEARDOWN:
-            self._add(cells, Phase.TEARDOWN, now - self._since)
-        elif self.phase is Phase.STARTUP:
-            self._add(cells, Phase.STARTUP, now - self._since)
+        if self.phase is Phase.TEARDOWN or self.phase is Phase.STARTUP:
+            self._add(self.phase, now - self.since)
         else:
-            self._close_gap(cells, entered)
-            certain = phases.open_wait(now - entered) if ended else now - entered
-            self._add(cells, Phase.WAIT, certain)
-            self._add(cells, Phase.TEARDOWN, now - entered - certain)
+            self._close_gap(entered)
+            self._close_wait(now - entered, ended)
         self._open(Phase.IDLE if ended else Phase.STEP, now)
         if not ended:
-            cells[GAP] = self._gap = 1  # not 0: this gap does not begin at the last delivery
+            self.cells[GAP] = self._gap = 1  # not 0: this gap does not begin at a delivery
 
     def _tear_down(self, now: int) -> None:
         """Enter teardown, from within the `next()` that ends the iteration or after a `break`."""
-        with _Update(self) as cells:
-            state = cells[PHASE]
-            entered = state >> STATE_BITS
-            self._in_next = state & layout.STATE_MASK == _WAIT  # `phase` lags behind the cell
-            if self._in_next:
-                self._close_gap(cells, entered)
-                certain = phases.open_wait(now - entered)
-                self._add(cells, Phase.WAIT, certain)
-                self._add(cells, Phase.TEARDOWN, now - entered - certain)
-            elif self.phase is not Phase.IDLE:
-                self._close_broken(now)
-            else:
-                return
-            self._open(Phase.TEARDOWN, now)
+        entered = self.cells[ENTERED] if self.looping else self.since
+        self._in_next = entered > self.since if self.looping else self.phase is Phase.WAIT
+        if self.phase is not Phase.IDLE:
+            with _Update(self):
+                if self._in_next:
+                    self._close_gap(entered)
+                    self._close_wait(now - entered, ended=True)
+                else:
+                    self._close_broken(now)
+                self._open(Phase.TEARDOWN, now)
 
-    def _torn_down(self, iterator: Any, now: int) -> None:
-        """Leave teardown; within a `next()` what that raises does."""
-        with _Update(self) as cells:
-            self.exits.record(cells, iterator)
-        if not self._in_next:
-            self.gone()
+    def _close_wait(self, wait: int, ended: bool) -> None:
+        """Close the wait of a `next()` that delivered nothing.
 
-    def _close_gap(self, cells: memoryview[int], entered: int) -> None:
+        If it ended the iteration it was teardown, but for what may have been shown as wait already.
+        """
+        certain = phases.open_wait(wait) if ended else wait
+        self._add(Phase.WAIT, certain)
+        self._add(Phase.TEARDOWN, wait - certain)
+
+    def _close_gap(self, entered: int) -> None:
         """Close the gap that ended when `next()` was entered."""
-        gap = self._gap or entered - self._since
-        usual = phases.usual_step(self._step_ns, self._steps)
-        step, pause = phases.split_gap(gap, usual)
-        self._add(cells, Phase.STEP, step)
-        self._add(cells, Phase.PAUSE, pause)
+        gap = self._gap or entered - self.since
+        step, pause = phases.split_gap(gap, self._usual_step())
+        self._add(Phase.STEP, step)
+        self._add(Phase.PAUSE, pause)
         if not pause:  # a checkpoint says nothing of the usual step
-            self._steps += 1
-            cells[STEP_HISTOGRAM + step.bit_length()] += 1
-        cells[GAP] = self._gap = 0
+            self.cells[STEP_HISTOGRAM + step.bit_length()] += 1
+        self.cells[GAP] = self._gap = 0
 
     def _close_broken(self, now: int) -> None:
         """Close an open interval that no `next()` will end."""
-        cells = self._cells
         if self.phase is Phase.STEP or self.phase is Phase.PAUSE:
             gap = self._gap
             if self.phase is Phase.PAUSE:
-                self._add(cells, Phase.PAUSE, now - self._since)
+                self._add(Phase.PAUSE, now - self.since)
             else:
-                gap += now - self._since
-            usual = phases.usual_step(self._step_ns, self._steps)
-            step, pause = phases.split_broken_gap(gap, usual)
-            self._add(cells, Phase.STEP, step)
-            self._add(cells, Phase.PAUSE, pause)
-            cells[GAP] = self._gap = 0
-        elif self.phase is not Phase.IDLE:
-            self._add(cells, self.phase, now - self._since)
+                gap += now - self.since
+            step, pause = phases.split_broken_gap(gap, self._usual_step())
+            self._add(Phase.STEP, step)
+            self._add(Phase.PAUSE, pause)
+            self.cells[GAP] = self._gap = 0
+        else:
+            self._add(self.phase, now - self.since)
 
     def _finish(self, now: int) -> None:
-        """End the iteration: nothing is open, and who was paused for it goes on."""
-        with _Update(self):
-            self._open(Phase.IDLE, now)
+        """End the iteration, whatever is open, and let those go on that were paused for it."""
+        if self.phase is not Phase.IDLE:
+            with _Update(self):
+                self._close_broken(now)
+                self._open(Phase.IDLE, now)
         paused, self._paused = self._paused, []
         for other in paused:
             other.resume(now, self)
 
     def _open(self, phase: Phase, now: int) -> None:
+        if self.looping:
+            self.cells[LAST_DELIVERY] = self.since
+            self.looping = False
         self.phase = phase
-        self._since = now
-        self._cells[PHASE] = now << STATE_BITS | phase
+        self.since = now
+        self.cells[PHASE] = now << STATE_BITS | phase
 
-    def _add(self, cells: memoryview[int], phase: Phase, nanoseconds: int) -> None:
+    def _add(self, phase: Phase, nanoseconds: int) -> None:
         if phase is Phase.WAIT:
-            self._wait_ns += nanoseconds
+            self.wait_ns += nanoseconds
         elif phase is Phase.STEP:
-            self._step_ns += nanoseconds
-        cells[SUMS[phase]] += nanoseconds
+            self.step_ns += nanoseconds
+        self.cells[SUMS[phase]] += nanoseconds
 
-    def _probe_dispatched(self, iterator: Any) -> int:
-        """Return the tasks dispatched; stop counting them if this torch does not tell."""
-        try:
-            return self._dispatched(iterator)
-        except AttributeError:
-            self._count_dispatched = False
-            self._cells[HOOKS] &= ~(1 << layout.HOOKS.index("dispatch"))
-            return 0
+    def _batches(self) -> int:
+        """Return the batches delivered, as `meaning.batches` does."""
+        waits = self.cells[WAIT_HISTOGRAM : WAIT_HISTOGRAM + layout.HISTOGRAM_BUCKETS]
+        return self.cells[STARTUPS] + sum(waits)
 
-    def _dispatched(self, iterator: Any) -> int:
-        consumed = self._batches - self._cells[BATCHES_BEFORE] + self._raised
-        return _torch.dispatched(iterator, consumed)
-
-    def _guarded(self, record: Callable[..., None], *args: Any) -> None:
-        try:
-            record(*args)
-        except Exception:
-            self._swallow()
-
-    def _swallow(self) -> None:
-        self._cells[SHIM_ERRORS] += 1
-        _guard.swallow()
+    def _usual_step(self) -> int | None:
+        steps = self.cells[STEP_HISTOGRAM : STEP_HISTOGRAM + layout.HISTOGRAM_BUCKETS]
+        return phases.usual_step(self.step_ns, sum(steps))
 
 
 class _Update:
-    """Keeps a slot's sequence odd while cells that must agree are written. Not to be nested."""
+    """Marks a slot's cells as changing while they do. Not to be nested."""
 
-    __slots__ = ("_recorder",)
+    __slots__ = ("_now", "_recorder")
 
-    def __init__(self, recorder: IteratorRecorder) -> None:
+    def __init__(self, recorder: IteratorRecorder, now: int = 0) -> None:
         self._recorder = recorder
+        self._now = now or monotonic_ns()
 
     def __enter__(self) -> memoryview[int]:
-        recorder = self._recorder
-        recorder._cells[SEQUENCE] = recorder._sequence + 1
-        return recorder._cells
+        cells = self._recorder.cells
+        cells[UPDATING] = self._now
+        return cells
 
     def __exit__(self, *_: object) -> None:
-        recorder = self._recorder
-        recorder._sequence += 2
-        recorder._cells[SEQUENCE] = recorder._sequence
+        self._recorder.cells[UPDATED] = self._now

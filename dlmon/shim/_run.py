@@ -49,7 +49,7 @@ def script() -> str:
 
 
 def start_ticks(pid: int) -> int:
-    """Return field 22 of /proc/<pid>/stat: when a process began, in clock ticks since boot; 0 if gone."""
+    """Return when a process began, field 22 of /proc/<pid>/stat, in clock ticks; 0 if gone."""
     with suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as stat:
         return int(stat.read().rpartition(b")")[2].split()[19])
     return 0

@@ -50,15 +50,17 @@ class Session:
         self.hooks = 0
         self.worker: FetchRecorder | None = None
         self.building = threading.local()
+        self.live: dict[int, IteratorRecorder] = {}
+        self.fetchers: dict[int, FetchRecorder] = {}
         self._directory: str | None = None
         self.forget()
 
     def forget(self) -> None:
         """Leave the parent's cells alone: this is a child made by fork."""
         self.pid = os.getpid()
-        self.live: dict[int, IteratorRecorder] = {}
-        self.fetchers: dict[int, FetchRecorder] = {}
-        self._segments: dict[tuple[str, int], list[tuple[Segment, IteratorRecorder | None]]] = {}
+        self.live.clear()
+        self.fetchers.clear()
+        self._segments: dict[tuple[str, int], dict[Segment, IteratorRecorder]] = {}
         self._lock = threading.Lock()
         self._ends = False
 
@@ -86,16 +88,19 @@ class Session:
         In the rank it is an iterator's own, with num_workers=0. A worker's first unknown one is
         its own: those of loaders nested in its dataset are known when they first fetch.
         """
-        recorder = self.worker
-        for candidate in list(self.live.values()):
-            iterator = candidate.alive()
-            if candidate.fetch and getattr(iterator, "_dataset_fetcher", None) is fetcher:
-                recorder = candidate.fetch
-        if recorder is None:
+        try:
+            recorder = self.worker
+            for candidate in list(self.live.values()):
+                iterator = candidate.alive()
+                if candidate.fetch and getattr(iterator, "_dataset_fetcher", None) is fetcher:
+                    recorder = candidate.fetch
+            if recorder is not None:
+                self.fetchers.pop(recorder.fetcher, None)
+                recorder.begin(fetcher, index)
+                self.fetchers[id(fetcher)] = recorder
+        except Exception:
+            _guard.swallow()
             return None
-        self.fetchers.pop(recorder.fetcher, None)
-        recorder.begin(fetcher, index)
-        self.fetchers[id(fetcher)] = recorder
         return recorder
 
     def _gone(self, key: int, recorder: IteratorRecorder) -> None:
@@ -125,27 +130,26 @@ class Session:
         name = self._free_name(loader)
         info = {**self.identity, "loader": name, "pid": self.pid, "config": _torch.config(loader)}
         info.update(start_ticks=_run.start_ticks(self.pid), iterable=_torch.iterable(loader))
-        used = self._segments.setdefault((name, workers), [])
-        for i, (segment, user) in enumerate(used):
-            if user is not None and not user.released:
-                continue
-            segment.cells[_GENERATION] += 1  # first: a worker compares after it took its byte
-            if segment.worker_held():
-                continue
-            segment.set_info(info)
-            break
-        else:
-            created = self._create(info, workers)
-            if created is None:
-                return None
-            segment = created
-            segment.cells[_GENERATION] = 1
-            i = len(used)
-            used.append((segment, None))
+        used = self._segments.setdefault((name, workers), {})
+        segment = self._recycle(used, info) or self._create(info, workers)
+        if segment is None:
+            return None
         segment.cells[_HOOKS] = self.hooks
         recorder = IteratorRecorder(iterator, loader, name, segment)
-        used[i] = (segment, recorder)
+        used[segment] = recorder
         return recorder
+
+    def _recycle(
+        self, used: Mapping[Segment, IteratorRecorder], info: Mapping[str, Any]
+    ) -> Segment | None:
+        """Return a segment that nobody writes to any more, None if there is none."""
+        for segment, user in used.items():
+            if user.released:
+                segment.cells[_GENERATION] += 1  # first: a worker compares after it took its byte
+                if not segment.worker_held():
+                    segment.set_info(info)
+                    return segment
+        return None
 
     def _free_name(self, loader: Any) -> str:
         """Return the loader's name, with #2, #3, … while another loader of that name iterates."""
@@ -160,7 +164,7 @@ class Session:
     def _create(self, info: Mapping[str, Any], workers: int) -> Segment | None:
         if sum(map(len, self._segments.values())) >= MAX_SEGMENTS:
             _guard.warn_once(
-                f"more than {MAX_SEGMENTS} iterators are alive at once; further ones are not observed"
+                f"more than {MAX_SEGMENTS} iterators at once; further ones are not observed"
             )
             return None
         try:
@@ -175,6 +179,7 @@ class Session:
         if not self._ends:
             self._ends = True
             _at_end(self._end)
+        segment.cells[_GENERATION] = 1
         return segment
 
     def _end(self) -> None:
@@ -182,7 +187,7 @@ class Session:
         if os.getpid() != self.pid:
             return
         for used in self._segments.values():
-            for segment, _ in used:
+            for segment in used:
                 segment.cells[_GOODBYE] = 1
                 if not segment.worker_held():
                     with suppress(OSError):

@@ -6,8 +6,8 @@ torch is the job's: nothing here imports it. A name that is missing costs what h
 | name | hook | for | run on |
 |---|---|---|---|
 | `dataloader.DataLoader.__init__` | build | a loader's default name | 2.13 |
-| `dataloader._BaseDataLoaderIter.__init__`, `_reset`, `__next__` | iterator | everything per batch | 2.13 |
-| `dataloader._MultiProcessingDataLoaderIter._shutdown_workers` | shutdown | teardown, exits | 2.13 |
+| `dataloader._BaseDataLoaderIter.__init__`, `_reset`, `__next__` | iterator | phases | 2.13 |
+| `dataloader._MultiProcessingDataLoaderIter._shutdown_workers` | shutdown | exits | 2.13 |
 | `_utils.worker._worker_loop` | worker_loop | worker slots | 2.13 |
 | `_utils.fetch._MapDatasetFetcher.fetch` | map_fetch | fetch times | 2.13 |
 | `_utils.fetch._IterableDatasetFetcher.fetch` | iterable_fetch | fetch times | 2.13 |
@@ -72,7 +72,7 @@ def iterable(owner: Any) -> bool:
 
 
 def dispatched(iterator: Any, consumed: int) -> int:
-    """Return how many tasks of this iteration were given to workers and can still come back, or did.
+    """Return how many tasks of this iteration came back from workers, or still can.
 
     At the end of an iterable dataset `_send_idx` goes on counting tasks of workers that have no
     data left; what waits in `_task_info` for a worker still active is counted instead.
@@ -127,7 +127,9 @@ def config(loader: Any) -> dict[str, str]:
 
     def text(name: str) -> str:
         value = getattr(loader, name, None)
-        return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        return (
+            "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        )
 
     context = getattr(loader, "multiprocessing_context", None)
     method = ""

@@ -1,4 +1,4 @@
-"""What stands in for torch's `_worker_loop`, so that a worker knows its segment however it is started.
+"""What stands in for torch's `_worker_loop`, so that a worker knows its segment, however started.
 
 torch passes `_worker_loop` to a Process as its target. With fork the child calls the stand-in it
 inherited; with spawn and forkserver the stand-in is pickled, and becomes an `ObservedLoop` that

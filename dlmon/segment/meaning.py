@@ -1,0 +1,47 @@
+"""What the cells of a slot say together: values that are derived instead of stored."""
+
+from __future__ import annotations
+
+from dlmon.segment.layout import LOOP, Phase
+from dlmon.segment.reader import Cells
+
+
+def batches(rank: Cells) -> int:
+    """Return the batches delivered: the first of each iteration, and those waited for."""
+    return rank["startups"] + sum(rank.run("wait_histogram"))
+
+
+def steps(rank: Cells) -> int:
+    """Return the steps that a further `next()` followed."""
+    return sum(rank.run("step_histogram"))
+
+
+def last_delivery(rank: Cells) -> int:
+    """Return when the last batch was delivered, in nanoseconds; 0 before the first."""
+    looping = rank.state("phase")[0] == LOOP
+    return rank["updated"] if looping else rank["last_delivery_ns"]
+
+
+def phase(rank: Cells) -> tuple[Phase, int]:
+    """Return what the loader does and since when, in nanoseconds; IDLE for an unknown state."""
+    state, since = rank.state("phase")
+    if state == LOOP:
+        entered, delivered = rank["entered_ns"], rank["updated"]
+        return (Phase.WAIT, entered) if entered > delivered else (Phase.STEP, delivered)
+    return (Phase(state) if state in Phase._value2member_map_ else Phase.IDLE), since
+
+
+def fetched(slot: Cells) -> int:
+    """Return the batches fetched and collated."""
+    return sum(slot.run("fetch_histogram"))
+
+
+def fetching_since(slot: Cells) -> int | None:
+    """Return since when a fetch is open, in nanoseconds; None while none is."""
+    begun = slot["fetch_begun"]
+    return begun if begun > slot["fetch_updated"] else None
+
+
+def last_progress(slot: Cells) -> int:
+    """Return when a fetch last began or ended, in nanoseconds; 0 before the first."""
+    return max(slot["fetch_begun"], slot["fetch_updated"])
