@@ -292,7 +292,8 @@ def worker_up(part: Part, slot: int) -> bool | None:
     """Return whether a worker lives: True, False if it died, None if none is expected now.
 
     The kernel's answer counts. A byte that is free although the process that attested to it still
-    lives was lost, by something closing a descriptor of the segment in the worker.
+    lives was lost, by something closing a descriptor of the segment in the worker. Workers that did
+    not say goodbye but whose iteration is over, with no abnormal exit, were ended by torch.
     """
     cells = part.reading.workers[slot]
     attested = cells["attested_generation"]
@@ -300,7 +301,11 @@ def worker_up(part: Part, slot: int) -> bool | None:
         return None  # starting, or of an iterator that is over
     if cells["goodbye_generation"] == attested:
         return None
-    return part.reading.worker_holders[slot] is not None or part.workers[slot].lives
+    if part.reading.worker_holders[slot] is not None or part.workers[slot].lives:
+        return True
+    rank = part.reading.rank
+    over = part.phase is Phase.IDLE and rank["last_abnormal_exit_ns"] <= rank["last_iteration_ns"]
+    return None if over else False
 
 
 def _state(up: bool | None, part: Part, slot: int) -> WorkerState | None:

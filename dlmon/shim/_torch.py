@@ -112,6 +112,8 @@ def error_kind(error: BaseException) -> str:
         return "timeout"
     if text.startswith("DataLoader worker (pid") and ("exited" in text or "killed" in text):
         return "worker_died"
+    if isinstance(error, (OSError, EOFError)) and not consumed_task(error):
+        return "worker_died"  # the other end of its result's connection is gone
     if "in pin memory thread" in str(error) or text.startswith("Pin memory thread exited"):
         return "pin_memory"
     trace = error.__traceback__

@@ -1,0 +1,104 @@
+"""What goes wrong in a loader reaches the loop unchanged, and is counted by its kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dlmon.observe.snapshot import WorkerState
+from tests.jobs import JobStarter
+from tests.observing import facts, loader, observe
+
+JOB = """
+    import gc
+    import json
+    import os
+    import signal
+    import time
+
+    import dlmon
+
+    dlmon.instrument()
+
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+
+    class Faulty(Dataset):
+        def __init__(self, fault):
+            self.fault = fault
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            if index == 5:
+                if self.fault == "raise":
+                    raise ValueError("a bad sample")
+                if self.fault == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if self.fault == "exit":
+                    os._exit(3)
+                if self.fault == "sleep":
+                    time.sleep(60)
+            return torch.tensor(index)
+
+
+    def main(fault, **options):
+        loader = dlmon.name(DataLoader(Faulty(fault), **options), "train")
+        delivered = []
+        try:
+            for batch in loader:
+                delivered.append(int(batch))
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+        gc.collect()  # torch's way of raising a worker's error leaves a cycle with the iterator
+        print("FACTS", json.dumps({"delivered": delivered, "message": message}), flush=True)
+        input()
+
+
+    if __name__ == "__main__":
+        main(FAULT, **OPTIONS)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "options", "kind", "exits", "dead", "message"),
+    [
+        ("raise", {}, "fetch", {}, 0, "ValueError: a bad sample"),
+        ("raise", {"num_workers": 1}, "fetch", {"normal": 1}, 0, "Caught ValueError"),
+        # what torch says depends on where it was: killed, exited, connection reset, end of file
+        ("kill", {"num_workers": 2}, "worker_died", {"sigkill": 1}, 1, "Error"),
+        ("exit", {"num_workers": 1}, "worker_died", {"error": 1}, 1, "exited unexpectedly"),
+        # torch ends these by SIGTERM, which its workers answer with status 0: no abnormal end
+        ("sleep", {"num_workers": 1, "timeout": 1}, "timeout", {"normal": 1}, 0, "timed out after"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_are_counted_by_kind_and_exits_by_reason(
+    fault: str,
+    options: dict[str, int],
+    kind: str,
+    exits: dict[str, int],
+    dead: int,
+    message: str,
+    run_job: JobStarter,
+    segment_dir: Path,
+) -> None:
+    job = run_job(JOB.replace("FAULT", repr(fault)).replace("OPTIONS", repr(options)))
+    told = facts(job)
+    assert message in told["message"]
+    assert told["delivered"] == list(range(len(told["delivered"])))
+    seen = loader(observe(segment_dir), "train")
+    assert seen.batches == len(told["delivered"])
+    assert {name: count for name, count in seen.errors.items() if count} == {kind: 1}
+    assert seen.timeouts == (kind == "timeout")
+    assert seen.worker_starts == sum(seen.worker_exits.values())
+    for reason, count in exits.items():
+        assert seen.worker_exits[reason] == count
+    assert (seen.last_abnormal_exit is not None) == bool(set(exits) - {"normal"})
+    gone = [worker for worker in seen.workers if worker.up is False]
+    assert [worker.state for worker in gone] == [WorkerState.DEAD] * dead
+    job.tell()
+    job.finish()
