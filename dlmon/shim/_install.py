@@ -5,7 +5,6 @@ Runs in: rank.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -13,7 +12,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from dlmon.shim import _guard, _patch, _run, _torch
+from dlmon.shim import _guard, _patch, _torch
 
 _waiting: _Finder | None = None
 
@@ -21,14 +20,14 @@ _waiting: _Finder | None = None
 def request(run: str | None, rank: str | int | None, directory: str | None) -> None:
     """Hook torch now if it is imported, else when it is."""
     global _waiting
-    if _patch.session() is not None or _waiting is not None:
-        return
-    chosen = (run, None if rank is None else str(rank), directory)
+    chosen = {"run": run, "rank": None if rank is None else str(rank), "dir": directory}
     if _torch.loaded():
-        _patch.install(_identity(*chosen))
-    else:
+        _patch.install().choose(**chosen)
+    elif _waiting is None:
         _waiting = _Finder(chosen)
         sys.meta_path.insert(0, _waiting)
+    else:
+        _waiting.chosen.update({key: value for key, value in chosen.items() if value})
 
 
 def withdraw() -> None:
@@ -40,25 +39,11 @@ def withdraw() -> None:
     _patch.uninstall()
 
 
-def _identity(run: str | None, rank: str | None, directory: str | None) -> dict[str, Any]:
-    from dlmon import __version__
-
-    env = os.environ
-    pid = os.getpid()
-    return {
-        "run": run or _run.run(env),
-        "rank": rank or _run.rank(env),
-        "dir": directory or env.get("DLMON_DIR"),
-        "root": f"{pid}-{_run.start_ticks(pid)}",
-        **_run.facts(env, _torch.version(), __version__),
-    }
-
-
 class _Finder:
     """Waits on `sys.meta_path` for torch's DataLoader module, and then goes away."""
 
-    def __init__(self, chosen: tuple[str | None, str | None, str | None]) -> None:
-        self._chosen = chosen
+    def __init__(self, chosen: dict[str, str | None]) -> None:
+        self.chosen = chosen
         self._searching = False
 
     def find_spec(
@@ -87,7 +72,7 @@ class _Finder:
             self.remove()
             if _waiting is self:
                 _waiting = None
-                _patch.install(_identity(*self._chosen))
+                _patch.install().choose(**self.chosen)
         except Exception:
             _guard.swallow()
 

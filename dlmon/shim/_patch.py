@@ -10,7 +10,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any
@@ -39,16 +39,16 @@ def session() -> Session | None:
     return _session
 
 
-def install(identity: Mapping[str, Any]) -> None:
-    """Put the hooks in place; nothing happens if they are.
+def install() -> Session:
+    """Put the hooks in place, unless they are, and return what they record into.
 
     Runs in: rank, worker. torch's DataLoader module must have been imported.
     """
     global _session, _at_fork
     with _lock:
         if _session is not None:
-            return
-        _session = Session(identity)
+            return _session
+        _session = Session()
         if not _at_fork:
             _at_fork = True
             os.register_at_fork(after_in_child=_after_fork)
@@ -60,6 +60,7 @@ def install(identity: Mapping[str, Any]) -> None:
         placed = {patch.hook for patch in _patches}
         hooks = placed | ({"dispatch"} if "iterator" in placed else set())
         _session.hooks = sum(1 << i for i, hook in enumerate(HOOKS) if hook in hooks)
+        return _session
 
 
 def uninstall() -> None:

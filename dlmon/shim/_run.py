@@ -6,6 +6,7 @@ Runs in: rank. On failure: an unknown fact is an empty string.
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -55,19 +56,36 @@ def start_ticks(pid: int) -> int:
     return 0
 
 
-def facts(env: Mapping[str, str], torch_version: str, version: str) -> dict[str, str]:
-    """Return the labels of `dlmon_rank_info` that only the process itself knows."""
-    import pwd
+def identity(
+    env: Mapping[str, str], chosen: Mapping[str, str], torch_version: str
+) -> dict[str, str | None]:
+    """Return who this process is, for its segments and its workers.
 
+    Args:
+        env: The environment.
+        chosen: run, rank, dir as the user gave them to `instrument()`; they win.
+        torch_version: "" if not known.
+
+    Returns:
+        run, rank, dir (None for the default), root ("pid-start", which tells apart two processes
+        that claim one rank) and the labels of `dlmon_rank_info` that only the process itself knows.
+    """
+    from dlmon import __version__
+
+    pid = os.getpid()
     user = str(os.getuid())
     with suppress(KeyError):
         user = pwd.getpwuid(os.getuid()).pw_name
     return {
+        "run": chosen.get("run") or run(env),
+        "rank": chosen.get("rank") or rank(env),
+        "dir": chosen.get("dir") or env.get("DLMON_DIR"),
+        "root": f"{pid}-{start_ticks(pid)}",
         "user": user,
         "script": script(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": torch_version,
-        "dlmon": version,
+        "dlmon": __version__,
         "local_rank": _first(env, _LOCAL_RANK),
         "world_size": _first(env, _WORLD_SIZE),
     }

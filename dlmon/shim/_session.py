@@ -36,8 +36,6 @@ class Session:
     """What `instrument()` decided, and everything that this process records.
 
     Attributes:
-        identity: run, rank, root ("pid-start" of the instrumented process), directory as
-            configured and the facts of `dlmon_rank_info`; workers get it from their rank.
         hooks: Which of `layout.HOOKS` are in place, as bits.
         live: Recorders by id() of their iterator.
         fetchers: Recorders by id() of torch's fetcher.
@@ -45,8 +43,9 @@ class Session:
         building: Per thread, (path, generation) for the workers of the iterator being made.
     """
 
-    def __init__(self, identity: Mapping[str, Any]) -> None:
-        self.identity = identity
+    def __init__(self) -> None:
+        self._chosen: dict[str, str] = {}
+        self._identity: Mapping[str, Any] | None = None
         self.hooks = 0
         self.worker: FetchRecorder | None = None
         self.building = threading.local()
@@ -54,6 +53,25 @@ class Session:
         self.fetchers: dict[int, FetchRecorder] = {}
         self._directory: str | None = None
         self.forget()
+
+    def choose(self, **chosen: str | None) -> None:
+        """Say what run, rank or dir are, unless something was recorded; None leaves it open."""
+        if self._identity is None:
+            self._chosen.update({key: value for key, value in chosen.items() if value})
+
+    def adopt(self, identity: Mapping[str, Any]) -> None:
+        """Be part of the rank that started this process."""
+        self._identity = identity
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Who this process is, decided when its first iterator is made.
+
+        Not earlier: ranks started by `torch.multiprocessing.spawn` set RANK after importing torch.
+        """
+        if self._identity is None:
+            self._identity = _run.identity(os.environ, self._chosen, _torch.version())
+        return self._identity
 
     def forget(self) -> None:
         """Leave the parent's cells alone: this is a child made by fork."""

@@ -61,12 +61,13 @@ class ObservedLoop:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run torch's loop, observed."""
+        session = None
         try:
-            _patch.install(self._identity)
+            session = _patch.install()
+            session.adopt(self._identity)
         except Exception:
             _guard.swallow()
         original = _patch.original_worker_loop(self._module)
-        session = _patch.session()
         if session is None:
             return original(*args, **kwargs)
         recorded = _Recorded(session, self._assignment, original, args, kwargs)
