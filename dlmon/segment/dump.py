@@ -60,11 +60,9 @@ def _goodbye(reading: Reading, slot: int) -> str:
         return "ended in order" if reading.rank["goodbye"] else "dead"
     worker = reading.workers[slot - 1]
     attested = worker["attested_generation"]
-    if attested == 0:
-        return "not started"
-    if worker["goodbye_generation"] == attested:
-        return "ended in order"
-    return "dead" if attested == reading.rank["generation"] else "of an earlier iterator"
+    if attested == 0 or attested != reading.rank["generation"]:
+        return "not started" if reading.rank_holder is None else "starting"
+    return "ended in order" if worker["goodbye_generation"] == attested else "dead"
 
 
 def as_json(reading: Reading, unix: float) -> dict[str, object]:

@@ -36,11 +36,6 @@ def hold(fd: int, offset: int) -> bool:
     return True
 
 
-def release(fd: int, offset: int) -> None:
-    """Give the byte at `offset` back."""
-    fcntl.lockf(fd, fcntl.LOCK_UN, 1, offset, os.SEEK_SET)
-
-
 def holder(fd: int, offset: int) -> int | None:
     """Return the pid that holds the byte at `offset`, None if no other process does.
 

@@ -36,6 +36,11 @@ def fetched(slot: Cells) -> int:
     return sum(slot.run("fetch_histogram"))
 
 
+def samples(slot: Cells) -> int:
+    """Return the samples in all batches fetched."""
+    return slot["samples_base"] + slot["samples_each"] * fetched(slot)
+
+
 def fetching_since(slot: Cells) -> int | None:
     """Return since when a fetch is open, in nanoseconds; None while none is."""
     begun = slot["fetch_begun"]

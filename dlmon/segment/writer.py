@@ -125,7 +125,7 @@ def attach(path: str, worker: int, generation: int) -> Segment | None:
         return None
     segment = Segment(path, fd, size, workers)
     if segment.cells[layout.cell_index(0, "generation")] != generation:
-        locks.release(fd, offset)
+        _discard(fd)
         return None
     return segment
 

@@ -1,6 +1,6 @@
 """Record what one fetching process does: a worker, or the rank itself with num_workers=0.
 
-Runs in: worker, rank. A fetch costs two clock readings and six stores and allocates nothing that
+Runs in: worker, rank. A fetch costs two clock readings and five stores and allocates nothing that
 outlives it.
 """
 
@@ -31,7 +31,8 @@ UPDATING = _at("fetch_updating")
 UPDATED = _at("fetch_updated")
 BEGUN = _at("fetch_begun")
 FAILED = _at("fetch_failed")
-SAMPLES = _at("samples")
+SAMPLES_EACH = _at("samples_each")
+SAMPLES_BASE = _at("samples_base")
 FETCH_NS = _at("fetch_ns")
 ITERATION = _at("fetch_iteration")
 FETCHED_BEFORE = _at("fetched_before")
@@ -48,20 +49,21 @@ class FetchRecorder:
     Attributes:
         cells: The group.
         fetcher: id() of torch's fetcher of the current iteration, 0 before the first.
-        samples, fetch_ns: What the cells of that name hold.
-        count: Counts the samples of a batch by its indices, None where that is done at collate.
+        counts, each, fetch_ns: What `fetch_histogram`, `samples_each` and `fetch_ns` hold.
+        by_index: Whether a batch has as many samples as indices; else they are counted at collate.
         collated: Samples in the batch collated last; 1 without collation.
     """
 
     __slots__ = (
         "_iterations_at",
         "_segment",
+        "by_index",
         "cells",
         "collated",
-        "count",
+        "counts",
+        "each",
         "fetch_ns",
         "fetcher",
-        "samples",
     )
 
     def __init__(self, segment: Segment, slot: int) -> None:
@@ -69,10 +71,11 @@ class FetchRecorder:
         self.cells = cells = segment.cells[first : first + _CELLS]
         self._segment = segment.cells
         self._iterations_at = layout.cell_index(0, "iterations")
-        self.samples = cells[SAMPLES]
+        self.counts = cells[HISTOGRAM:_CELLS].tolist()
+        self.each = cells[SAMPLES_EACH]
         self.fetch_ns = cells[FETCH_NS]
         self.collated = 1
-        self.count: Callable[[Any], int] | None = None
+        self.by_index = False
         self.fetcher = 0
         cells[UPDATING] = cells[UPDATED] = (
             monotonic_ns()
@@ -84,7 +87,7 @@ class FetchRecorder:
         cells = self.cells
         cells[UPDATING] = now = monotonic_ns()
         cells[ITERATION] = self._segment[self._iterations_at]
-        cells[FETCHED_BEFORE] = sum(cells[HISTOGRAM:_CELLS])
+        cells[FETCHED_BEFORE] = sum(self.counts)
         cells[FAILED_BEFORE] = cells[FAILED]
         cells[UPDATED] = now
         self._choose_count(fetcher, index)
@@ -99,9 +102,15 @@ class FetchRecorder:
         cells[FETCH_NS] = self.fetch_ns
         cells[UPDATED] = now
 
+    def resize(self, each: int) -> None:
+        """Have `each` samples in a batch from the one being recorded on; those before keep theirs."""
+        before = sum(self.counts)
+        self.cells[SAMPLES_BASE] += (self.each - each) * before
+        self.cells[SAMPLES_EACH] = self.each = each
+
     def _choose_count(self, fetcher: Any, index: Any) -> None:
         """Choose how samples are counted: by the indices where each gives one, else at collate."""
-        self.count = None
+        self.by_index = False
         self.collated = 1
         if not fetcher.auto_collation:
             return
@@ -109,7 +118,7 @@ class FetchRecorder:
             fetcher.dataset, "__getitems__", None
         )
         if by_item and type(index) in (list, tuple):
-            self.count = len
+            self.by_index = True
         else:
             fetcher.collate_fn = self._counting(fetcher.collate_fn)
 
@@ -148,14 +157,15 @@ def hooked(session: Session, original: Fetch) -> Fetch:
         try:
             cells[UPDATING] = now = monotonic_ns()
             duration = now - begun
-            count = recorder.count
-            recorder.samples = samples = recorder.samples + (
-                count(possibly_batched_index) if count is not None else recorder.collated
-            )
-            cells[SAMPLES] = samples
+            each = len(possibly_batched_index) if recorder.by_index else recorder.collated
+            if each != recorder.each:
+                recorder.resize(each)
             recorder.fetch_ns = fetch_ns = recorder.fetch_ns + duration
             cells[FETCH_NS] = fetch_ns
-            cells[HISTOGRAM + duration.bit_length()] += 1
+            bucket = duration.bit_length()
+            counts = recorder.counts
+            counts[bucket] = count = counts[bucket] + 1
+            cells[HISTOGRAM + bucket] = count
             cells[UPDATED] = now
         except Exception:
             _guard.swallow()

@@ -100,8 +100,14 @@ def hooked(session: Session, original: Next) -> Next:
             cells[WAIT_NS] = wait_ns
             recorder.step_ns = step_ns = recorder.step_ns + step
             cells[STEP_NS] = step_ns
-            cells[WAIT_HISTOGRAM + wait.bit_length()] += 1
-            cells[STEP_HISTOGRAM + step.bit_length()] += 1
+            bucket = wait.bit_length()
+            waits = recorder.waits
+            waits[bucket] = count = waits[bucket] + 1
+            cells[WAIT_HISTOGRAM + bucket] = count
+            bucket = step.bit_length()
+            steps = recorder.steps
+            steps[bucket] = count = steps[bucket] + 1
+            cells[STEP_HISTOGRAM + bucket] = count
             if recorder.counts_dispatched:
                 cells[DISPATCHED] = (
                     recorder.dispatched(self) if recorder.iterable else self._send_idx
@@ -128,7 +134,7 @@ class IteratorRecorder:
         phase, since: What is open, and since when.
         looping: What is open is the gap after a delivery, or the `next()` that ended it; `phase`
             is then Phase.STEP and `since` the delivery in either case.
-        wait_ns, step_ns: What the cells of that name hold.
+        wait_ns, step_ns, waits, steps: What the cells of that name, and the histograms, hold.
         counts_dispatched, iterable: How the tasks dispatched can be counted.
         thread: The thread that iterates.
         released: The iterator will not use the segment again.
@@ -155,8 +161,10 @@ class IteratorRecorder:
         "segment",
         "since",
         "step_ns",
+        "steps",
         "thread",
         "wait_ns",
+        "waits",
     )
 
     def __init__(self, iterator: Any, loader: Any, name: str, segment: Segment) -> None:
@@ -173,6 +181,8 @@ class IteratorRecorder:
         self.exits = _exits.WorkerExits()
         self.wait_ns = cells[WAIT_NS]
         self.step_ns = cells[STEP_NS]
+        self.waits = cells[WAIT_HISTOGRAM : WAIT_HISTOGRAM + layout.HISTOGRAM_BUCKETS].tolist()
+        self.steps = cells[STEP_HISTOGRAM : STEP_HISTOGRAM + layout.HISTOGRAM_BUCKETS].tolist()
         self.looping = False
         self.phase = Phase.IDLE
         self.since = 0
@@ -258,7 +268,7 @@ class IteratorRecorder:
             else:
                 self._close_gap(entered)
                 self._add(Phase.WAIT, now - entered)
-                cells[WAIT_HISTOGRAM + (now - entered).bit_length()] += 1
+                self._count(self.waits, WAIT_HISTOGRAM, now - entered)
             if self.counts_dispatched:
                 cells[DISPATCHED] = self.dispatched(iterator)
             self.phase, self.since, self.looping = Phase.STEP, now, True
@@ -373,7 +383,7 @@ class IteratorRecorder:
         self._add(Phase.STEP, step)
         self._add(Phase.PAUSE, pause)
         if not pause:  # a checkpoint says nothing of the usual step
-            self.cells[STEP_HISTOGRAM + step.bit_length()] += 1
+            self._count(self.steps, STEP_HISTOGRAM, step)
         self.cells[GAP] = self._gap = 0
 
     def _close_broken(self, now: int) -> None:
@@ -416,14 +426,17 @@ class IteratorRecorder:
             self.step_ns += nanoseconds
         self.cells[SUMS[phase]] += nanoseconds
 
+    def _count(self, counts: list[int], histogram: int, nanoseconds: int) -> None:
+        bucket = nanoseconds.bit_length()
+        counts[bucket] += 1
+        self.cells[histogram + bucket] = counts[bucket]
+
     def _batches(self) -> int:
         """Return the batches delivered, as `meaning.batches` does."""
-        waits = self.cells[WAIT_HISTOGRAM : WAIT_HISTOGRAM + layout.HISTOGRAM_BUCKETS]
-        return self.cells[STARTUPS] + sum(waits)
+        return self.cells[STARTUPS] + sum(self.waits)
 
     def _usual_step(self) -> int | None:
-        steps = self.cells[STEP_HISTOGRAM : STEP_HISTOGRAM + layout.HISTOGRAM_BUCKETS]
-        return phases.usual_step(self.step_ns, sum(steps))
+        return phases.usual_step(self.step_ns, sum(self.steps))
 
 
 class _Update:

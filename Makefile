@@ -1,0 +1,87 @@
+# `make` says what there is. Everything is installed into .venv and .tools, beside this file;
+# only chromium, for the tests of the web page, is a system package (and only root gets it).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+# What the goals below pass on: make demo ARGS="--help", make test ARGS="tests/shim -x"
+ARGS ?=
+
+.PHONY: help
+help:  ## say what there is
+	@echo 'usage: make GOAL [ARGS="…"]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(INSTALLED)  ## train on real images and watch the loaders; nothing else needed
+	@exec $(BIN)/dlmon demo $(ARGS)
+
+.PHONY: test
+test: $(INSTALLED) tools  ## run the tests (not those marked slow)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED)  ## formatting, linter, strict types, layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@# no cache: it does not notice a module that appears where an import was already looked for
+	@$(BIN)/lint-imports --no-logo --no-cache
+
+.PHONY: gen-check
+gen-check: $(INSTALLED)  # the generated files are those that the code generates
+	@$(BIN)/dlmon gen --check
+
+.PHONY: check
+check: lint gen-check test  ## lint, generated files up to date, tests: before every commit
+
+.PHONY: full
+full: lint gen-check $(INSTALLED) tools  ## check, and the slow tests
+	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+.PHONY: bench
+bench: $(INSTALLED)  ## measure what the shim costs
+	@$(BIN)/python -m bench $(ARGS)
+
+.PHONY: gen
+gen: $(INSTALLED)  ## regenerate dashboards, rules and documents from the code
+	@$(BIN)/dlmon gen $(ARGS)
+
+.PHONY: format
+format: $(INSTALLED)  ## format and fix what can be fixed
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+.PHONY: clean
+clean:  ## remove what was built, installed and cached here
+	@rm -rf $(VENV) .tools build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	    .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch belongs to the job: it is installed here only if this environment has none.
+$(INSTALLED): pyproject.toml
+	@test -x $(BIN)/python || { \
+	    echo "make: creating $(VENV)"; \
+	    $(PYTHON) -m venv $(VENV); \
+	}
+	@$(BIN)/python -c 'import importlib.util as u; raise SystemExit(not u.find_spec("torch"))' || { \
+	    echo "make: installing $(TORCH) into $(VENV): the demo and the tests train with it (minutes)"; \
+	    $(PIP) install '$(TORCH)'; \
+	}
+	@echo "make: installing dlmon and what develops it into $(VENV)"
+	@$(PIP) install --editable '.[dev,demo]'
+	@touch $@
+
+# Servers and a browser that the tests run for real. Fast when all is there; never fails.
+.PHONY: tools
+tools:
+	@tools/install_tools

@@ -1,0 +1,185 @@
+"""Which of a Snapshot's subjects get series, and under which labels."""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from dlmon.agent.labels import clean
+from dlmon.catalog import METRICS, WORKER_UP, Metric, Subject, series_per
+from dlmon.observe.snapshot import Loader, Rank, Snapshot, Worker
+
+
+class Detail(enum.Enum):
+    """How many series a worker has; values are those of the setting `metrics.per_worker`."""
+
+    FULL = "full"
+    LEAN = "lean"
+    UP = "up"
+    """Only `dlmon_worker_up`, when the series limit bites; no setting."""
+    OFF = "off"
+
+    def shows(self, metric: Metric) -> bool:
+        """Tell whether a worker with this detail has series of `metric`."""
+        if self is Detail.LEAN:
+            return metric.lean
+        return self is Detail.FULL or (self is Detail.UP and metric is WORKER_UP)
+
+    @functools.cached_property
+    def series(self) -> int:
+        """The most series that one worker has."""
+        workers = (metric for metric in METRICS if metric.subject is Subject.WORKER)
+        return sum(metric.series for metric in workers if self.shows(metric))
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedWorker:
+    """A worker with its label values, in the order of `WORKER_LABELS`."""
+
+    labels: tuple[str, ...]
+    worker: Worker
+    detail: Detail
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedLoader:
+    """A loader with its label values, in the order of `LOADER_LABELS`."""
+
+    labels: tuple[str, ...]
+    loader: Loader
+    workers: tuple[AdmittedWorker, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedRank:
+    """A rank with its label values, in the order of `RANK_LABELS`."""
+
+    labels: tuple[str, ...]
+    rank: Rank
+    loaders: tuple[AdmittedLoader, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What `/metrics` shows of one Snapshot.
+
+    Attributes:
+        ranks: No two have equal labels; nor have two loaders or two workers.
+        dropped: Series left out of this snapshot, for `duplicate` and `series_limit`.
+    """
+
+    ranks: tuple[AdmittedRank, ...]
+    dropped: Mapping[str, int]
+
+
+def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
+    """Decide what of a snapshot is shown.
+
+    Subjects are counted at the most series that the catalogue gives them, so that what is shown
+    does not flicker with values that come and go. Above `limit`, workers lose all but
+    `dlmon_worker_up`: those of dead ranks first, then from the snapshot's end. Ranks, loaders and
+    `dlmon_worker_up` stay, even if they alone are above it.
+
+    Args:
+        snapshot: What to show.
+        detail: What a worker may show at most.
+        limit: Series in all, the agent's own included; 1 or more.
+    """
+    names = _Names()
+    ranks = tuple(_ranks(snapshot.ranks, detail, names))
+    keep = _workers_with_detail(ranks, detail, limit)
+    workers = sum(len(loader.workers) for rank in ranks for loader in rank.loaders)
+    cut = 0
+    if keep < workers:
+        cut = (workers - keep) * (detail.series - Detail.UP.series)
+        ranks = _reduce(ranks, keep)
+    return Admitted(ranks, {"duplicate": names.refused_series, "series_limit": cut})
+
+
+class _Names:
+    """The label sets given out; a second subject with one of them gets none."""
+
+    def __init__(self) -> None:
+        self._taken: set[tuple[str, ...]] = set()
+        self.refused_series = 0
+
+    def take(self, labels: tuple[str, ...], series: int) -> bool:
+        """Give out `labels` unless they are taken: then count the `series` that this costs."""
+        if labels in self._taken:
+            self.refused_series += series
+            return False
+        self._taken.add(labels)
+        return True
+
+
+def _ranks(ranks: Iterable[Rank], detail: Detail, names: _Names) -> Iterator[AdmittedRank]:
+    for rank in ranks:
+        labels = (clean(rank.run), clean(rank.rank))
+        series = series_per(Subject.RANK) + sum(
+            _loader_series(loader, detail) for loader in rank.loaders
+        )
+        if names.take(labels, series):
+            loaders = tuple(_loaders(rank.loaders, labels, detail, names))
+            yield AdmittedRank(labels, rank, loaders)
+
+
+def _loaders(
+    loaders: Iterable[Loader], prefix: tuple[str, ...], detail: Detail, names: _Names
+) -> Iterator[AdmittedLoader]:
+    for loader in loaders:
+        labels = (*prefix, clean(loader.name))
+        if names.take(labels, _loader_series(loader, detail)):
+            workers = tuple(
+                AdmittedWorker(own, worker, detail)
+                for worker in loader.workers
+                if names.take(own := (*labels, str(worker.slot)), detail.series)
+            )
+            yield AdmittedLoader(labels, loader, workers)
+
+
+def _loader_series(loader: Loader, detail: Detail) -> int:
+    return series_per(Subject.LOADER) + len(loader.workers) * detail.series
+
+
+def _workers_with_detail(ranks: tuple[AdmittedRank, ...], detail: Detail, limit: int) -> int:
+    """Return for how many workers there is room for more than `dlmon_worker_up`."""
+    loaders = [loader for rank in ranks for loader in rank.loaders]
+    workers = sum(len(loader.workers) for loader in loaders)
+    extra = detail.series - Detail.UP.series
+    if extra <= 0:
+        return workers
+    fixed = (
+        series_per(Subject.AGENT)
+        + len(ranks) * series_per(Subject.RANK)
+        + len(loaders) * series_per(Subject.LOADER)
+        + workers * Detail.UP.series
+    )
+    return min(workers, max(0, limit - fixed) // extra)
+
+
+def _reduce(ranks: tuple[AdmittedRank, ...], keep: int) -> tuple[AdmittedRank, ...]:
+    """Leave `keep` workers their detail: those of living ranks first, in the snapshot's order."""
+    by_need = sorted(
+        (
+            (not rank.rank.up, worker.labels)
+            for rank in ranks
+            for loader in rank.loaders
+            for worker in loader.workers
+        ),
+        key=lambda entry: entry[0],
+    )
+    cut = {labels for _, labels in by_need[keep:]}
+    return tuple(
+        replace(rank, loaders=tuple(_reduce_loader(loader, cut) for loader in rank.loaders))
+        for rank in ranks
+    )
+
+
+def _reduce_loader(loader: AdmittedLoader, cut: set[tuple[str, ...]]) -> AdmittedLoader:
+    workers = tuple(
+        replace(worker, detail=Detail.UP) if worker.labels in cut else worker
+        for worker in loader.workers
+    )
+    return replace(loader, workers=workers)

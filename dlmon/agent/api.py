@@ -1,0 +1,69 @@
+"""The Snapshot as JSON, for the page, `dlmon top --url` and whoever asks."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+from collections.abc import Mapping
+
+from dlmon import __version__
+from dlmon.agent.state import Latest
+from dlmon.observe.snapshot import Loader, Refused, Snapshot
+
+_FIELDS: dict[type, tuple[str, ...]] = {}
+
+
+def snapshot_json(latest: Latest, interval_seconds: float, *, trusted: bool) -> bytes:
+    """Return the last snapshot as JSON.
+
+    Its keys are the attributes of `Snapshot`, and `agent` with `version`, `interval_seconds` and
+    `age_seconds`; a loader has `wait_ratio` too. Phases, states and the keys that they are, are
+    lower-case names. What is not known, and what is no finite number, is null.
+
+    Args:
+        latest: The snapshot, and when it was taken.
+        interval_seconds: From one snapshot to the next.
+        trusted: Whether the client may see paths of files that were refused.
+    """
+    document = _plain(latest.snapshot if trusted else _without_paths(latest.snapshot))
+    assert isinstance(document, dict)
+    document["agent"] = {
+        "version": __version__,
+        "interval_seconds": interval_seconds,
+        "age_seconds": latest.age_seconds(),
+    }
+    # ASCII, so that a lone surrogate in a name is an escape and not an error.
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def _without_paths(snapshot: Snapshot) -> Snapshot:
+    """Leave of refused files only why: the message has the path in it."""
+    refused = tuple(Refused("", entry.reason, "") for entry in snapshot.refused)
+    return dataclasses.replace(snapshot, refused=refused)
+
+
+def _plain(value: object) -> object:
+    """Turn frozen data into what JSON has."""
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if value is None or isinstance(value, str | int):  # bool is an int
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(_plain(key)): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    plain: dict[str, object] = {name: _plain(getattr(value, name)) for name in _names(type(value))}
+    if isinstance(value, Loader):
+        plain["wait_ratio"] = _plain(value.wait_ratio)
+    return plain
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    names = _FIELDS.get(kind)
+    if names is None:
+        names = _FIELDS[kind] = tuple(field.name for field in dataclasses.fields(kind))
+    return names

@@ -1,0 +1,23 @@
+"""From a Snapshot to metric families: pure functions, one module a subject."""
+
+from __future__ import annotations
+
+from dlmon.agent.collectors import agent, loader, rank, worker
+from dlmon.agent.collectors.families import Families
+from dlmon.agent.state import Status
+
+__all__ = ["collect"]
+
+
+def collect(status: Status) -> Families:
+    """Make the families of everything that is known now, fit for a prometheus_client encoder."""
+    families = Families()
+    if status.latest is not None:
+        for admitted_rank in status.latest.admitted.ranks:
+            rank.collect(families, admitted_rank)
+            for admitted_loader in admitted_rank.loaders:
+                loader.collect(families, admitted_loader)
+                for admitted_worker in admitted_loader.workers:
+                    worker.collect(families, admitted_worker)
+    agent.collect(families, status)
+    return families

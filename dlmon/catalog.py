@@ -1,0 +1,544 @@
+"""Every metric that dlmon emits, written once: name, kind, unit, labels and help.
+
+What `/metrics` serves, `docs/metrics.md`, dashboards and rules are made from `METRICS`. To add a
+metric: add it here, emit it in one collector of `dlmon.agent.collectors`, run `dlmon gen`.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from dataclasses import dataclass
+
+from dlmon.errors import SegmentError
+from dlmon.segment.layout import ERRORS, EXIT_REASONS, HOOKS, Phase
+
+BUCKET_EXPONENTS = range(19, 37)
+"""A histogram's finite bounds are 2^e nanoseconds, about 0.5 ms to 69 s, in factors of two."""
+
+SERIES_PER_HISTOGRAM = len(BUCKET_EXPONENTS) + 3
+"""The finite buckets, +Inf, sum and count."""
+
+TIMED_PHASES = tuple(phase for phase in Phase if phase is not Phase.IDLE)
+"""Phases that time is counted in; idle is what remains."""
+
+DROP_REASONS = ("rank", "user", "duplicate", "series_limit")
+"""Why something is missing in `/metrics`: the first two are the observer's, in segments."""
+
+
+class Kind(enum.Enum):
+    """What a metric's value does over time."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+    INFO = "info"
+    """A gauge that is always 1; what it says is in its labels."""
+
+
+class Unit(enum.Enum):
+    """What a metric's value is counted in: base units only."""
+
+    NONE = "none"
+    BOOLEAN = "0 or 1"
+    STATE = "state"
+    SECONDS = "seconds"
+    TIMESTAMP = "Unix seconds"
+    BYTES = "bytes"
+    CPUS = "CPUs"
+    BATCHES = "batches"
+    SAMPLES = "samples"
+    COUNT = "count"
+
+
+class Subject(enum.Enum):
+    """What a series is about; there is one set of series for each."""
+
+    AGENT = "agent"
+    RANK = "rank"
+    LOADER = "loader"
+    WORKER = "worker"
+
+
+RANK_LABELS = ("run", "rank")
+LOADER_LABELS = (*RANK_LABELS, "loader")
+WORKER_LABELS = (*LOADER_LABELS, "worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric family.
+
+    Attributes:
+        name: As Prometheus shows it, `_total` included.
+        kind: What its value does.
+        unit: What its value is counted in.
+        labels: Names, in the order in which collectors give the values.
+        help: One line: what it means, at its extremes too where that is not plain.
+        values: The closed set of the last label's values, all exported from birth; empty if open.
+        lean: For a worker's metric: kept with `metrics.per_worker: lean`.
+    """
+
+    name: str
+    kind: Kind
+    unit: Unit
+    labels: tuple[str, ...]
+    help: str
+    values: tuple[str, ...] = ()
+    lean: bool = False
+
+    @property
+    def subject(self) -> Subject:
+        """What one set of this metric's series is about."""
+        if "worker" in self.labels:
+            return Subject.WORKER
+        if "loader" in self.labels:
+            return Subject.LOADER
+        return Subject.RANK if "rank" in self.labels else Subject.AGENT
+
+    @property
+    def series(self) -> int:
+        """The most series that one subject has of this metric."""
+        each = SERIES_PER_HISTOGRAM if self.kind is Kind.HISTOGRAM else 1
+        return each * max(1, len(self.values))
+
+
+# --- the training process ---
+
+RANK_INFO = Metric(
+    "dlmon_rank_info",
+    Kind.INFO,
+    Unit.NONE,
+    (
+        *RANK_LABELS,
+        "pid",
+        "user",
+        "script",
+        "python",
+        "torch",
+        "dlmon",
+        "local_rank",
+        "world_size",
+        "cgroup",
+    ),
+    "Who is behind a run and rank; a label is empty where that is not known.",
+)
+RANK_UP = Metric(
+    "dlmon_rank_up",
+    Kind.GAUGE,
+    Unit.BOOLEAN,
+    RANK_LABELS,
+    "1 while the training process lives, 0 for a while after it died without saying goodbye,"
+    " absent after a normal end.",
+)
+RANK_CPU_SECONDS = Metric(
+    "dlmon_rank_cpu_seconds_total",
+    Kind.COUNTER,
+    Unit.SECONDS,
+    RANK_LABELS,
+    "User and system time of the training process itself, its workers not included.",
+)
+RANK_RESIDENT_MEMORY = Metric(
+    "dlmon_rank_resident_memory_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    RANK_LABELS,
+    "RSS of the training process; pages shared with workers count in each of them.",
+)
+RANK_CPUS = Metric(
+    "dlmon_rank_cpus",
+    Kind.GAUGE,
+    Unit.CPUS,
+    RANK_LABELS,
+    "CPUs granted to the training process by affinity and cgroup quota, not those of the machine;"
+    " a fraction is possible.",
+)
+RANK_CPU_THROTTLED_SECONDS = Metric(
+    "dlmon_rank_cpu_throttled_seconds_total",
+    Kind.COUNTER,
+    Unit.SECONDS,
+    RANK_LABELS,
+    "Time for which the training process's cgroup had used up its CPU quota and was held back.",
+)
+RANK_ORPHAN_WORKERS = Metric(
+    "dlmon_rank_orphan_workers",
+    Kind.GAUGE,
+    Unit.COUNT,
+    RANK_LABELS,
+    "Workers still alive although their training process is dead; they hold memory until killed.",
+)
+RANK_SHM_SIZE = Metric(
+    "dlmon_rank_shm_size_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    RANK_LABELS,
+    "Size of the /dev/shm that the training process sees, through which workers hand over batches.",
+)
+RANK_SHM_USED = Metric(
+    "dlmon_rank_shm_used_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    RANK_LABELS,
+    "Bytes in use in the /dev/shm that the training process sees; once it is full, workers die of"
+    " bus errors.",
+)
+RANK_OPEN_FDS = Metric(
+    "dlmon_rank_open_fds",
+    Kind.GAUGE,
+    Unit.COUNT,
+    RANK_LABELS,
+    "File descriptors that the training process has open.",
+)
+RANK_MAX_FDS = Metric(
+    "dlmon_rank_max_fds",
+    Kind.GAUGE,
+    Unit.COUNT,
+    RANK_LABELS,
+    "Soft limit of the training process's file descriptors.",
+)
+SHIM_HOOK_ACTIVE = Metric(
+    "dlmon_shim_hook_active",
+    Kind.GAUGE,
+    Unit.BOOLEAN,
+    (*RANK_LABELS, "hook"),
+    "1 if the shim could hook into this place of the job's torch; with 0 the metrics that come"
+    " from there stay still.",
+    values=HOOKS,
+)
+SHIM_ERRORS = Metric(
+    "dlmon_shim_errors_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    RANK_LABELS,
+    "Errors inside the shim, swallowed so that the job goes on; what it counts may be too low"
+    " after one.",
+)
+
+# --- a DataLoader ---
+
+LOADER_INFO = Metric(
+    "dlmon_loader_info",
+    Kind.INFO,
+    Unit.NONE,
+    (
+        *LOADER_LABELS,
+        "dataset",
+        "num_workers",
+        "prefetch_factor",
+        "batch_size",
+        "pin_memory",
+        "persistent_workers",
+        "start_method",
+        "timeout_seconds",
+        "in_order",
+        "read_ahead",
+    ),
+    "How the loader is configured; a label is empty where that is not known.",
+)
+LOADER_TIME = Metric(
+    "dlmon_loader_time_seconds_total",
+    Kind.COUNTER,
+    Unit.SECONDS,
+    (*LOADER_LABELS, "phase"),
+    "Time from iter() on, split without gap or overlap into phases, the certain part of the open"
+    " interval included. wait / (wait + step) is the wait ratio: 0 the data always was there,"
+    " 1 the loop did nothing but wait.",
+    values=tuple(phase.name.lower() for phase in TIMED_PHASES),
+)
+LOADER_PHASE = Metric(
+    "dlmon_loader_phase",
+    Kind.GAUGE,
+    Unit.STATE,
+    LOADER_LABELS,
+    "What the loader does now: 0 not iterating, "
+    + ", ".join(f"{phase.value} {phase.name.lower()}" for phase in TIMED_PHASES)
+    + ".",
+)
+LOADER_BATCHES = Metric(
+    "dlmon_loader_batches_total",
+    Kind.COUNTER,
+    Unit.BATCHES,
+    LOADER_LABELS,
+    "Batches delivered to the loop.",
+)
+LOADER_SAMPLES = Metric(
+    "dlmon_loader_samples_total",
+    Kind.COUNTER,
+    Unit.SAMPLES,
+    LOADER_LABELS,
+    "Samples fetched, counted at collate, so that a short last batch counts what it holds; 1 each"
+    " with batch_size=None. Runs ahead of the batches delivered by what is prefetched.",
+)
+LOADER_EPOCHS = Metric(
+    "dlmon_loader_epochs_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    LOADER_LABELS,
+    "Iterations started: one for each iter() over the loader.",
+)
+LOADER_STARTUPS = Metric(
+    "dlmon_loader_startups_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    LOADER_LABELS,
+    "Iterations that delivered a first batch; the time in phase startup divided by this is the mean"
+    " price of starting one.",
+)
+LOADER_DISCARDED = Metric(
+    "dlmon_loader_discarded_batches_total",
+    Kind.COUNTER,
+    Unit.BATCHES,
+    LOADER_LABELS,
+    "Batches fetched and never delivered because the loop left its iteration early: work done for"
+    " nothing.",
+)
+LOADER_LAST_DELIVERY = Metric(
+    "dlmon_loader_last_delivery_timestamp_seconds",
+    Kind.GAUGE,
+    Unit.TIMESTAMP,
+    LOADER_LABELS,
+    "When the last batch was delivered; absent before the first.",
+)
+LOADER_LAST_EPOCH = Metric(
+    "dlmon_loader_last_epoch_timestamp_seconds",
+    Kind.GAUGE,
+    Unit.TIMESTAMP,
+    LOADER_LABELS,
+    "When the last iteration began; absent before the first.",
+)
+LOADER_WAIT = Metric(
+    "dlmon_loader_wait_seconds",
+    Kind.HISTOGRAM,
+    Unit.SECONDS,
+    LOADER_LABELS,
+    "How long the loop was blocked in next() for a batch, the first of an iteration not included;"
+    " closed waits only.",
+)
+LOADER_STEP = Metric(
+    "dlmon_loader_step_seconds",
+    Kind.HISTOGRAM,
+    Unit.SECONDS,
+    LOADER_LABELS,
+    "How long the loop worked on a batch before it asked for the next one; closed steps only.",
+)
+LOADER_FETCH = Metric(
+    "dlmon_loader_fetch_seconds",
+    Kind.HISTOGRAM,
+    Unit.SECONDS,
+    LOADER_LABELS,
+    "How long it took to read and collate one batch, in a worker or, with num_workers=0, in the"
+    " training process; successful fetches only.",
+)
+LOADER_CAPACITY = Metric(
+    "dlmon_loader_prefetch_capacity_batches",
+    Kind.GAUGE,
+    Unit.BATCHES,
+    LOADER_LABELS,
+    "num_workers x prefetch_factor, the most batches that can be outstanding; 0 with"
+    " num_workers=0.",
+)
+LOADER_OUTSTANDING = Metric(
+    "dlmon_loader_outstanding_batches",
+    Kind.GAUGE,
+    Unit.BATCHES,
+    LOADER_LABELS,
+    "Batches dispatched to workers in this iteration and not yet delivered.",
+)
+LOADER_READY = Metric(
+    "dlmon_loader_ready_batches",
+    Kind.GAUGE,
+    Unit.BATCHES,
+    LOADER_LABELS,
+    "Batches fetched in this iteration and not yet delivered, those held for order included: 0 the"
+    " loop has to wait, at capacity the loop is the slower side. An item counts from its collate"
+    " on, before its worker's feeder thread pickled it, so one that cannot be pickled stays ready.",
+)
+LOADER_REORDER = Metric(
+    "dlmon_loader_reorder_batches",
+    Kind.GAUGE,
+    Unit.BATCHES,
+    LOADER_LABELS,
+    "Of the ready batches, those that in_order=True holds back behind a slower worker; inferred"
+    " from per-worker counts, absent where they do not tell.",
+)
+LOADER_TIMEOUTS = Metric(
+    "dlmon_loader_timeouts_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    LOADER_LABELS,
+    "Expiries of the loader's timeout=; always 0 with the default, which is no timeout.",
+)
+LOADER_ERRORS = Metric(
+    "dlmon_loader_errors_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    (*LOADER_LABELS, "error"),
+    "Exceptions that reached the loop through next(), by origin.",
+    values=ERRORS,
+)
+LOADER_WORKER_STARTS = Metric(
+    "dlmon_loader_worker_starts_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    LOADER_LABELS,
+    "Worker processes started; it goes up every epoch without persistent_workers.",
+)
+LOADER_WORKER_EXITS = Metric(
+    "dlmon_loader_worker_exits_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    (*LOADER_LABELS, "reason"),
+    "Worker processes that ended, by how; lost where the kernel did not tell.",
+    values=EXIT_REASONS,
+)
+LOADER_LAST_ABNORMAL_EXIT = Metric(
+    "dlmon_loader_last_abnormal_exit_timestamp_seconds",
+    Kind.GAUGE,
+    Unit.TIMESTAMP,
+    LOADER_LABELS,
+    "When a worker last ended in another way than normal; absent if none did.",
+)
+
+# --- a worker slot ---
+
+WORKER_UP = Metric(
+    "dlmon_worker_up",
+    Kind.GAUGE,
+    Unit.BOOLEAN,
+    WORKER_LABELS,
+    "1 while the kernel attests that the worker lives, 0 after it died without an orderly end,"
+    " absent between iterations and after a normal end.",
+    lean=True,
+)
+WORKER_STATE = Metric(
+    "dlmon_worker_state",
+    Kind.GAUGE,
+    Unit.STATE,
+    WORKER_LABELS,
+    "What the worker does now: 0 idle, 1 fetching, 2 handing_over (fetched, not yet received while"
+    " the rank waits), 3 stopped, 4 hung, 5 dead, 6 zombie.",
+)
+WORKER_LAST_PROGRESS = Metric(
+    "dlmon_worker_last_progress_timestamp_seconds",
+    Kind.GAUGE,
+    Unit.TIMESTAMP,
+    WORKER_LABELS,
+    "When the worker last began or ended a fetch; absent before the first. An idle worker makes"
+    " none either.",
+)
+WORKER_BATCHES = Metric(
+    "dlmon_worker_batches_total",
+    Kind.COUNTER,
+    Unit.BATCHES,
+    WORKER_LABELS,
+    "Batches fetched in this slot, by all processes it has had.",
+    lean=True,
+)
+WORKER_FETCH_SECONDS = Metric(
+    "dlmon_worker_fetch_seconds_total",
+    Kind.COUNTER,
+    Unit.SECONDS,
+    WORKER_LABELS,
+    "Time spent fetching in this slot, the open fetch included; a rate of 1 is a worker that never"
+    " rests, 0 one that has nothing to do.",
+    lean=True,
+)
+WORKER_CPU_SECONDS = Metric(
+    "dlmon_worker_cpu_seconds_total",
+    Kind.COUNTER,
+    Unit.SECONDS,
+    WORKER_LABELS,
+    "User and system time of the worker processes seen in this slot, pickling and idling included;"
+    " much less than fetch_seconds is a worker that waits for storage or for a CPU.",
+)
+WORKER_RESIDENT_MEMORY = Metric(
+    "dlmon_worker_resident_memory_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    WORKER_LABELS,
+    "RSS of the living worker process; pages shared with its parent and siblings count in each of"
+    " them.",
+    lean=True,
+)
+
+# --- the agent itself ---
+
+AGENT_BUILD_INFO = Metric(
+    "dlmon_agent_build_info",
+    Kind.INFO,
+    Unit.NONE,
+    ("version", "python"),
+    "Which dlmon and Python the agent is.",
+)
+AGENT_SNAPSHOT_AGE = Metric(
+    "dlmon_agent_snapshot_age_seconds",
+    Kind.GAUGE,
+    Unit.SECONDS,
+    (),
+    "Age of what this page was made from: below the interval when all is well, growing for as long"
+    " as the agent cannot look.",
+)
+AGENT_SNAPSHOT_DURATION = Metric(
+    "dlmon_agent_snapshot_duration_seconds",
+    Kind.GAUGE,
+    Unit.SECONDS,
+    (),
+    "What making the last snapshot took; above the interval, snapshots are skipped.",
+)
+AGENT_SNAPSHOT_ERRORS = Metric(
+    "dlmon_agent_snapshot_errors_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    (),
+    "Snapshots that failed; the last good one is served on and its age grows.",
+)
+AGENT_SEGMENTS = Metric(
+    "dlmon_agent_segments",
+    Kind.GAUGE,
+    Unit.COUNT,
+    (),
+    "Segments read for the last snapshot.",
+)
+AGENT_SEGMENTS_REFUSED = Metric(
+    "dlmon_agent_segments_refused_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    ("reason",),
+    "Files that were not read as segments, counted at every look, by reason.",
+    values=SegmentError.REASONS,
+)
+AGENT_STALE_READS = Metric(
+    "dlmon_agent_stale_reads_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    (),
+    "Slots served from the last good read because their writer was in the middle of a change.",
+)
+AGENT_VALUES_CLAMPED = Metric(
+    "dlmon_agent_values_clamped_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    (),
+    "Values held within their bounds or kept from going down.",
+)
+AGENT_SERIES_DROPPED = Metric(
+    "dlmon_agent_series_dropped_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    ("reason",),
+    "What is missing in /metrics, counted at every snapshot: series of a second subject whose"
+    " cleaned labels equal another's (duplicate) and of workers' detail above the limit"
+    " (series_limit); whole segments above a limit (rank, user).",
+    values=DROP_REASONS,
+)
+
+METRICS: tuple[Metric, ...] = tuple(
+    value for value in list(globals().values()) if isinstance(value, Metric)
+)
+"""Every metric, in the order of `/metrics` and of the documents."""
+
+
+@functools.cache
+def series_per(subject: Subject) -> int:
+    """Count the most series that one subject has, those of what it contains not included."""
+    return sum(metric.series for metric in METRICS if metric.subject is subject)
