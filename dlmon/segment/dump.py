@@ -97,8 +97,25 @@ def _slot_json(reading: Reading, slot: int) -> dict[str, object]:
         values = cells.run(name)
         fields[name] = {"unit": unit, "value": values[0] if len(values) == 1 else list(values)}
     scope = Scope.WORKER if slot else Scope.RANK
-    named = {"slot": slot, "of": scope.name.lower(), "worker": slot - 1 if slot else None}
-    return {**named, "alive": state.alive, "pid": state.pid, "status": state.text, "fields": fields}
+    return {
+        "slot": slot,
+        "of": scope.name.lower(),
+        "worker": slot - 1 if slot else None,
+        "alive": state.alive,
+        "pid": state.pid,
+        "status": state.text,
+        "derived": _derived(reading, slot),
+        "fields": fields,
+    }
+
+
+def _derived(reading: Reading, slot: int) -> dict[str, int]:
+    """Return what the cells say together and no field says alone."""
+    cells = _cells(reading, slot)
+    found = {} if slot else {"batches": meaning.batches(cells)}
+    if slot or not reading.workers:  # who fetches
+        found |= {"fetched": meaning.fetched(cells), "samples": meaning.samples(cells)}
+    return found
 
 
 def lines(reading: Reading, unix: float, paint: Paint) -> Iterator[str]:
@@ -124,7 +141,8 @@ def lines(reading: Reading, unix: float, paint: Paint) -> Iterator[str]:
         name = paint(f"worker {slot - 1}" if slot else "rank", "bold")
         style = "bad" if state.bad else "good" if state.alive else "faint"
         yield ""
-        yield f"{name}: {paint(state.text, style)}"
+        counted = [f"{count:,} {what}" for what, count in _derived(reading, slot).items()]
+        yield ", ".join([f"{name}: {paint(state.text, style)}", *counted])
         yield from _fields(reading, slot)
 
 

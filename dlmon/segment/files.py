@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from dlmon.errors import SegmentError
@@ -122,13 +122,26 @@ def _check_in_memory(directory: str) -> None:
 def _file_system(directory: str) -> str | None:
     """Return the type of the file system `directory` is on, None if /proc does not tell."""
     device = os.stat(directory).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-            for line in mounts:
-                fields, _, tail = line.partition(" - ")
-                if fields.split()[2] == wanted:
-                    return tail.split()[0]
-    except (OSError, IndexError):
-        pass
-    return None
+            return _kind(
+                mounts, f"{os.major(device)}:{os.minor(device)}", os.path.realpath(directory)
+            )
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _kind(mounts: Iterable[str], device: str, path: str) -> str | None:
+    """Find a type in the lines of mountinfo, proc_pid_mountinfo(5): by device, else by path.
+
+    btrfs gives each subvolume a device of its own, which is not in the table.
+    """
+    deepest, kind = "", None
+    for line in mounts:
+        fields, _, tail = line.partition(" - ")
+        _, _, its_device, _, point = fields.split()[:5]
+        if its_device == device:
+            return tail.split()[0]
+        if len(point) >= len(deepest) and f"{path}/".startswith(f"{point.rstrip('/')}/"):
+            deepest, kind = point, tail.split()[0]
+    return kind

@@ -114,9 +114,12 @@ def attach(path: str, worker: int, generation: int) -> Segment | None:
     the other.
 
     Raises:
-        OSError: The file is gone or cannot be mapped.
+        OSError: It cannot be locked or mapped.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:  # gone, or this worker has become another user
+        return None
     size = os.fstat(fd).st_size
     workers = (size - layout.slot_offset(1)) // layout.WORKER_SLOT_SIZE
     offset = layout.slot_offset(worker + 1)

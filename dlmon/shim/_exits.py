@@ -9,8 +9,8 @@ import signal
 from time import monotonic_ns
 from typing import Any
 
-from dlmon.segment import layout
 from dlmon.segment.layout import EXIT_REASONS
+from dlmon.shim._cells import EXITS, LAST_ABNORMAL_EXIT
 
 _BY_SIGNAL = {
     signal.SIGKILL: "sigkill",
@@ -19,9 +19,6 @@ _BY_SIGNAL = {
     signal.SIGABRT: "sigabrt",
     signal.SIGTERM: "sigterm",
 }
-_FIELDS = layout.FIELDS[layout.Scope.RANK]
-_EXITS = _FIELDS["worker_exits"].offset // layout.CELL
-_LAST_ABNORMAL = _FIELDS["last_abnormal_exit_ns"].offset // layout.CELL
 
 
 def reason(exitcode: int) -> str:
@@ -49,6 +46,6 @@ class WorkerExits:
                 continue
             self._seen.add(worker)
             kind = reason(exitcode)
-            cells[_EXITS + EXIT_REASONS.index(kind)] += 1
+            cells[EXITS + EXIT_REASONS.index(kind)] += 1
             if kind != "normal":
-                cells[_LAST_ABNORMAL] = monotonic_ns()
+                cells[LAST_ABNORMAL_EXIT] = monotonic_ns()

@@ -103,7 +103,7 @@ class FetchRecorder:
         cells[UPDATED] = now
 
     def resize(self, each: int) -> None:
-        """Have `each` samples in a batch from the one being recorded on; those before keep theirs."""
+        """Have `each` samples in this batch and those after it; those before keep theirs."""
         before = sum(self.counts)
         self.cells[SAMPLES_BASE] += (self.each - each) * before
         self.cells[SAMPLES_EACH] = self.each = each

@@ -19,44 +19,34 @@ from dlmon.segment import layout, phases
 from dlmon.segment.layout import ERRORS, LOOP, STATE_BITS, Phase
 from dlmon.segment.writer import Segment
 from dlmon.shim import _exits, _guard, _torch
+from dlmon.shim._cells import (
+    BATCHES_BEFORE,
+    DISPATCHED,
+    ENTERED,
+    ERROR_CELLS,
+    GAP,
+    HOOKS,
+    ITERATIONS,
+    LAST_ITERATION,
+    PHASE,
+    RAISED,
+    SHIM_ERRORS,
+    STARTUPS,
+    STEP_HISTOGRAM,
+    STEP_NS,
+    TIMEOUTS,
+    UPDATED,
+    UPDATING,
+    WAIT_HISTOGRAM,
+    WAIT_NS,
+    WORKER_STARTS,
+)
 from dlmon.shim._fetch import FetchRecorder
+from dlmon.shim._ledger import Ledger, Update
 
 if TYPE_CHECKING:
     from dlmon.shim._session import Session
 
-
-def _at(name: str) -> int:
-    return layout.FIELDS[layout.Scope.RANK][name].offset // layout.CELL
-
-
-UPDATING = _at("updating")
-UPDATED = _at("updated")
-ENTERED = _at("entered_ns")
-PHASE = _at("phase")
-SUMS = {
-    Phase.STARTUP: _at("startup_ns"),
-    Phase.WAIT: _at("wait_ns"),
-    Phase.STEP: _at("step_ns"),
-    Phase.PAUSE: _at("pause_ns"),
-    Phase.TEARDOWN: _at("teardown_ns"),
-}
-WAIT_NS = SUMS[Phase.WAIT]
-STEP_NS = SUMS[Phase.STEP]
-GAP = _at("gap_ns")
-ITERATIONS = _at("iterations")
-STARTUPS = _at("startups")
-BATCHES_BEFORE = _at("batches_before")
-LAST_DELIVERY = _at("last_delivery_ns")
-LAST_ITERATION = _at("last_iteration_ns")
-DISPATCHED = _at("dispatched")
-RAISED = _at("raised")
-TIMEOUTS = _at("timeouts")
-ERROR_CELLS = _at("errors")
-WORKER_STARTS = _at("worker_starts")
-HOOKS = _at("hooks")
-SHIM_ERRORS = _at("shim_errors")
-WAIT_HISTOGRAM = _at("wait_histogram")
-STEP_HISTOGRAM = _at("step_histogram")
 
 _PAUSE_FLOOR = phases.PAUSE_FLOOR_NS
 
@@ -121,20 +111,14 @@ def hooked(session: Session, original: Next) -> Next:
     return __next__
 
 
-class IteratorRecorder:
+class IteratorRecorder(Ledger):
     """Writes the rank's slot of one segment for as long as one iterator uses it.
 
     Attributes:
         alive: A weak reference to the iterator.
         loader_id: id() of the loader, to tell two loaders of one name apart.
         name: The loader's name.
-        segment: Where it writes.
-        cells: The rank's slot.
         fetch: The rank's own fetching, with num_workers=0.
-        phase, since: What is open, and since when.
-        looping: What is open is the gap after a delivery, or the `next()` that ended it; `phase`
-            is then Phase.STEP and `since` the delivery in either case.
-        wait_ns, step_ns, waits, steps: What the cells of that name, and the histograms, hold.
         counts_dispatched, iterable: How the tasks dispatched can be counted.
         thread: The thread that iterates.
         released: The iterator will not use the segment again.
@@ -142,51 +126,31 @@ class IteratorRecorder:
 
     __slots__ = (
         "_first_reset",
-        "_gap",
         "_in_next",
         "_paused",
         "_paused_by",
         "_raised",
         "alive",
-        "cells",
         "counts_dispatched",
         "exits",
         "fetch",
         "iterable",
         "loader_id",
-        "looping",
         "name",
-        "phase",
         "released",
-        "segment",
-        "since",
-        "step_ns",
-        "steps",
         "thread",
-        "wait_ns",
-        "waits",
     )
 
     def __init__(self, iterator: Any, loader: Any, name: str, segment: Segment) -> None:
+        super().__init__(segment)
         self.alive = weakref.ref(iterator)
         self.loader_id = id(loader)
         self.name = name
-        self.segment = segment
-        first = layout.cell_index(0, "lock")
-        self.cells = cells = segment.cells[first : first + layout.RANK_SLOT_SIZE // layout.CELL]
         multiprocess = segment.workers > 0
         self.counts_dispatched = multiprocess
         self.iterable = False
         self.fetch = None if multiprocess else FetchRecorder(segment, 0)
         self.exits = _exits.WorkerExits()
-        self.wait_ns = cells[WAIT_NS]
-        self.step_ns = cells[STEP_NS]
-        self.waits = cells[WAIT_HISTOGRAM : WAIT_HISTOGRAM + layout.HISTOGRAM_BUCKETS].tolist()
-        self.steps = cells[STEP_HISTOGRAM : STEP_HISTOGRAM + layout.HISTOGRAM_BUCKETS].tolist()
-        self.looping = False
-        self.phase = Phase.IDLE
-        self.since = 0
-        self._gap = 0
         self._raised = 0
         self._in_next = False
         self._first_reset = multiprocess  # torch resets a multi-process iterator when made
@@ -198,13 +162,13 @@ class IteratorRecorder:
     def begin(self, now: int, others: list[IteratorRecorder]) -> None:
         """Open an iteration at `now`; a gap of another loader in this thread becomes a pause."""
         self.thread = threading.get_ident()
-        with _Update(self) as cells:
+        with Update(self) as cells:
             cells[ITERATIONS] += 1
-            cells[BATCHES_BEFORE] = self._batches()
+            cells[BATCHES_BEFORE] = self.batches()
             cells[RAISED] = self._raised = 0
             cells[DISPATCHED] = 0
             cells[LAST_ITERATION] = now
-            self._open(Phase.STARTUP, now)
+            self.open(Phase.STARTUP, now)
         for other in others:
             if other is not self and other.thread == self.thread and other.phase is Phase.STEP:
                 other.pause(now, self)
@@ -224,18 +188,18 @@ class IteratorRecorder:
 
     def pause(self, now: int, by: IteratorRecorder) -> None:
         """Stop counting the open gap as step: `by` iterates in this thread."""
-        with _Update(self) as cells:
-            self._gap += max(now - self.since, 1)  # not 0, which means that no gap is kept here
-            cells[GAP] = self._gap
+        with Update(self) as cells:
+            self.gap += max(now - self.since, 1)  # not 0, which means that no gap is kept here
+            cells[GAP] = self.gap
             self._paused_by = by
-            self._open(Phase.PAUSE, now)
+            self.open(Phase.PAUSE, now)
 
     def resume(self, now: int, by: IteratorRecorder) -> None:
         """Count the open gap as step again, if `by` is what paused it."""
         if self.phase is Phase.PAUSE and self._paused_by is by:
-            with _Update(self):
-                self._add(Phase.PAUSE, now - self.since)
-                self._open(Phase.STEP, now)
+            with Update(self):
+                self.add(Phase.PAUSE, now - self.since)
+                self.open(Phase.STEP, now)
 
     def entered(self, iterator: Any, now: int) -> None:
         """Enter a `next()` that does not follow an unbroken step."""
@@ -246,14 +210,14 @@ class IteratorRecorder:
                 if self.counts_dispatched:
                     self.cells[DISPATCHED] = self._probe_dispatched(iterator)
             elif self.phase is not Phase.IDLE:
-                with _Update(self) as cells:
+                with Update(self) as cells:
                     if self.phase is Phase.PAUSE:
-                        self._add(Phase.PAUSE, now - self.since)
+                        self.add(Phase.PAUSE, now - self.since)
                     else:
-                        self._gap += now - self.since
-                        cells[GAP] = self._gap
+                        self.gap += now - self.since
+                        cells[GAP] = self.gap
                     self._paused_by = None
-                    self._open(Phase.WAIT, now)
+                    self.open(Phase.WAIT, now)
         except Exception:
             self.swallow()
 
@@ -261,14 +225,14 @@ class IteratorRecorder:
         """Record a delivery that is not the usual one after an unbroken step."""
         if self.phase is Phase.IDLE:
             return
-        with _Update(self, now) as cells:
+        with Update(self, now) as cells:
             if self.phase is Phase.STARTUP:
                 cells[STARTUPS] += 1
-                self._add(Phase.STARTUP, now - self.since)
+                self.add(Phase.STARTUP, now - self.since)
             else:
-                self._close_gap(entered)
-                self._add(Phase.WAIT, now - entered)
-                self._count(self.waits, WAIT_HISTOGRAM, now - entered)
+                self.close_gap(entered)
+                self.add(Phase.WAIT, now - entered)
+                self.count(self.waits, WAIT_HISTOGRAM, now - entered)
             if self.counts_dispatched:
                 cells[DISPATCHED] = self.dispatched(iterator)
             self.phase, self.since, self.looping = Phase.STEP, now, True
@@ -281,7 +245,7 @@ class IteratorRecorder:
             ended = isinstance(error, StopIteration)
             if self.phase is Phase.IDLE:
                 return
-            with _Update(self):
+            with Update(self):
                 self._close_next(entered, now, ended)
                 if not ended and isinstance(error, Exception):
                     self._count_error(iterator, error)
@@ -301,7 +265,7 @@ class IteratorRecorder:
             return original(iterator)
         finally:
             try:
-                with _Update(self) as cells:
+                with Update(self) as cells:
                     self.exits.record(cells, iterator)
                 if not self._in_next:  # else what `next()` raises will end the iteration
                     self.gone()
@@ -315,7 +279,7 @@ class IteratorRecorder:
 
     def dispatched(self, iterator: Any) -> int:
         """Return how many tasks of this iteration were given to workers."""
-        consumed = self._batches() - self.cells[BATCHES_BEFORE] + self._raised
+        consumed = self.batches() - self.cells[BATCHES_BEFORE] + self._raised
         return _torch.dispatched(iterator, consumed)
 
     def swallow(self) -> None:
@@ -346,112 +310,33 @@ class IteratorRecorder:
     def _close_next(self, entered: int, now: int, ended: bool) -> None:
         """Close a `next()` that delivered nothing."""
         if self.phase is Phase.TEARDOWN or self.phase is Phase.STARTUP:
-            self._add(self.phase, now - self.since)
+            self.add(self.phase, now - self.since)
         else:
-            self._close_gap(entered)
-            self._close_wait(now - entered, ended)
-        self._open(Phase.IDLE if ended else Phase.STEP, now)
+            self.close_gap(entered)
+            self.close_wait(now - entered, ended)
+        self.open(Phase.IDLE if ended else Phase.STEP, now)
         if not ended:
-            self.cells[GAP] = self._gap = 1  # not 0: this gap does not begin at a delivery
+            self.cells[GAP] = self.gap = 1  # not 0: this gap does not begin at a delivery
 
     def _tear_down(self, now: int) -> None:
         """Enter teardown, from within the `next()` that ends the iteration or after a `break`."""
         entered = self.cells[ENTERED] if self.looping else self.since
         self._in_next = entered > self.since if self.looping else self.phase is Phase.WAIT
         if self.phase is not Phase.IDLE:
-            with _Update(self):
+            with Update(self):
                 if self._in_next:
-                    self._close_gap(entered)
-                    self._close_wait(now - entered, ended=True)
+                    self.close_gap(entered)
+                    self.close_wait(now - entered, ended=True)
                 else:
-                    self._close_broken(now)
-                self._open(Phase.TEARDOWN, now)
-
-    def _close_wait(self, wait: int, ended: bool) -> None:
-        """Close the wait of a `next()` that delivered nothing.
-
-        If it ended the iteration it was teardown, but for what may have been shown as wait already.
-        """
-        certain = phases.open_wait(wait) if ended else wait
-        self._add(Phase.WAIT, certain)
-        self._add(Phase.TEARDOWN, wait - certain)
-
-    def _close_gap(self, entered: int) -> None:
-        """Close the gap that ended when `next()` was entered."""
-        gap = self._gap or entered - self.since
-        step, pause = phases.split_gap(gap, self._usual_step())
-        self._add(Phase.STEP, step)
-        self._add(Phase.PAUSE, pause)
-        if not pause:  # a checkpoint says nothing of the usual step
-            self._count(self.steps, STEP_HISTOGRAM, step)
-        self.cells[GAP] = self._gap = 0
-
-    def _close_broken(self, now: int) -> None:
-        """Close an open interval that no `next()` will end."""
-        if self.phase is Phase.STEP or self.phase is Phase.PAUSE:
-            gap = self._gap
-            if self.phase is Phase.PAUSE:
-                self._add(Phase.PAUSE, now - self.since)
-            else:
-                gap += now - self.since
-            step, pause = phases.split_broken_gap(gap, self._usual_step())
-            self._add(Phase.STEP, step)
-            self._add(Phase.PAUSE, pause)
-            self.cells[GAP] = self._gap = 0
-        else:
-            self._add(self.phase, now - self.since)
+                    self.close_broken(now)
+                self.open(Phase.TEARDOWN, now)
 
     def _finish(self, now: int) -> None:
         """End the iteration, whatever is open, and let those go on that were paused for it."""
         if self.phase is not Phase.IDLE:
-            with _Update(self):
-                self._close_broken(now)
-                self._open(Phase.IDLE, now)
+            with Update(self):
+                self.close_broken(now)
+                self.open(Phase.IDLE, now)
         paused, self._paused = self._paused, []
         for other in paused:
             other.resume(now, self)
-
-    def _open(self, phase: Phase, now: int) -> None:
-        if self.looping:
-            self.cells[LAST_DELIVERY] = self.since
-            self.looping = False
-        self.phase = phase
-        self.since = now
-        self.cells[PHASE] = now << STATE_BITS | phase
-
-    def _add(self, phase: Phase, nanoseconds: int) -> None:
-        if phase is Phase.WAIT:
-            self.wait_ns += nanoseconds
-        elif phase is Phase.STEP:
-            self.step_ns += nanoseconds
-        self.cells[SUMS[phase]] += nanoseconds
-
-    def _count(self, counts: list[int], histogram: int, nanoseconds: int) -> None:
-        bucket = nanoseconds.bit_length()
-        counts[bucket] += 1
-        self.cells[histogram + bucket] = counts[bucket]
-
-    def _batches(self) -> int:
-        """Return the batches delivered, as `meaning.batches` does."""
-        return self.cells[STARTUPS] + sum(self.waits)
-
-    def _usual_step(self) -> int | None:
-        return phases.usual_step(self.step_ns, sum(self.steps))
-
-
-class _Update:
-    """Marks a slot's cells as changing while they do. Not to be nested."""
-
-    __slots__ = ("_now", "_recorder")
-
-    def __init__(self, recorder: IteratorRecorder, now: int = 0) -> None:
-        self._recorder = recorder
-        self._now = now or monotonic_ns()
-
-    def __enter__(self) -> memoryview[int]:
-        cells = self._recorder.cells
-        cells[UPDATING] = self._now
-        return cells
-
-    def __exit__(self, *_: object) -> None:
-        self._recorder.cells[UPDATED] = self._now
