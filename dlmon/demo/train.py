@@ -192,7 +192,7 @@ class Training:
         """
         self.ended_by = number
         for further in (*ENDING, signal.SIGALRM):
-            signal.signal(further, signal.default_int_handler)
+            signal.signal(further, signal.SIG_DFL)
         signal.alarm(PATIENCE_SECONDS)
 
     def _end_if_asked(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from dlmon.observe import loaders, processes
 from dlmon.observe.loaders import Clock, Part, Seen, text
+from dlmon.observe.retired import Retired
 from dlmon.observe.segments import Segments, Tracked
 from dlmon.observe.snapshot import Loader, Process, Rank, Snapshot
 from dlmon.segment.layout import HOOKS
@@ -22,8 +23,9 @@ INFO = ("user", "script", "python", "torch", "dlmon", "local_rank", "world_size"
 
 @dataclass(frozen=True, slots=True)
 class Incarnation:
-    """One process that says it is this rank of this run."""
+    """One process that says it is this rank of this run; `uid` owns its segments."""
 
+    uid: int
     run: str
     rank: str
     root: str
@@ -59,6 +61,7 @@ class Observer:
         self._left_out: set[tuple[Incarnation, str]] = set()
         self._cpu = processes.CpuTotals()
         self._highest: dict[tuple[Incarnation, str], Loader] = {}
+        self._retired: Retired[Incarnation] = Retired()
         self._clamped = 0
 
     def observe(self) -> Snapshot:
@@ -67,13 +70,16 @@ class Observer:
         tracked = self._segments.read()
         clock = Clock(time.time(), time.monotonic_ns())
         by_incarnation: dict[Incarnation, list[Tracked]] = defaultdict(list)
-        for one in tracked:
-            if not (one.ended and one.reading.rank_holder is None):
-                by_incarnation[_incarnation(one.reading)].append(one)
+        for one in (*tracked, *self._segments.removed):
+            if one.gone:
+                self._retire(one, clock)
+            else:
+                by_incarnation[_incarnation(one)].append(one)
         ranks = {i: self._rank(i, group, clock) for i, group in by_incarnation.items()}
         self._cpu.keep({_slot(t, i) for t in tracked for i in range(t.reading.layout.workers)})
         self._highest = {key: kept for key, kept in self._highest.items() if key[0] in ranks}
         self._left_out = {key for key in self._left_out if key[0] in ranks}
+        self._retired.keep(ranks)
         shown, superseded = _choose(ranks.values())
         return Snapshot(
             time=clock.unix,
@@ -135,8 +141,16 @@ class Observer:
                 continue
             loader, clamped = loaders.loader(name, parts, clock)
             self._clamped += clamped
-            found.append(self._not_down(who, loader))
+            found.append(self._not_down(who, self._retired.onto(who, loader)))
         return tuple(found)
+
+    def _retire(self, tracked: Tracked, clock: Clock) -> None:
+        """Keep the counters of a segment that is over, once."""
+        if not tracked.retired:
+            tracked.retired = True
+            name = text(tracked.reading.info.get("loader", ""))
+            loader, _ = loaders.loader(name, [self._part(tracked)], clock)
+            self._retired.add(_incarnation(tracked), loader)
 
     def _not_down(self, who: Incarnation, loader: Loader) -> Loader:
         """Hold what is derived from several cells at its highest value so far."""
@@ -201,11 +215,10 @@ def _choose(found: Iterable[Rank]) -> tuple[tuple[Rank, ...], tuple[Rank, ...]]:
     return tuple(reversed(shown)), tuple(superseded)
 
 
-def _incarnation(reading: Reading) -> Incarnation:
-    info = reading.info
-    return Incarnation(
-        text(info.get("run", "")), text(info.get("rank", "")), text(info.get("root", ""))
-    )
+def _incarnation(tracked: Tracked) -> Incarnation:
+    info = tracked.reading.info
+    run, rank, root = (text(info.get(key, "")) for key in ("run", "rank", "root"))
+    return Incarnation(tracked.file.uid, run, rank, root)
 
 
 def _is_root(reading: Reading) -> bool:

@@ -11,9 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dlmon.errors import SegmentError
+from dlmon.observe import processes
 from dlmon.observe.snapshot import Refused
 from dlmon.segment import files
 from dlmon.segment.reader import Reading, SegmentFile
@@ -29,17 +30,22 @@ class Tracked:
         reading: The last one.
         last_alive_ns: CLOCK_MONOTONIC of the last reading in which the rank lived, 0 if never.
         died: Unix time its death was noticed, None while it lives.
+        removed: Its time is over: it will not be read again.
+        retired: Its counters are kept elsewhere.
     """
 
     file: SegmentFile
     reading: Reading
     last_alive_ns: int = 0
     died: float | None = None
+    removed: bool = False
+    retired: bool = False
 
     @property
-    def ended(self) -> bool:
-        """The rank has ended in order."""
-        return bool(self.reading.rank["goodbye"])
+    def gone(self) -> bool:
+        """The rank has ended in order, or died long ago."""
+        ended = bool(self.reading.rank["goodbye"]) and self.reading.rank_holder is None
+        return ended or self.removed
 
     @property
     def worker_alive(self) -> bool:
@@ -52,6 +58,7 @@ class Segments:
 
     Attributes:
         tracked: By path.
+        removed: Those whose time was over this time.
         refused: What could not be read this time.
         refused_total, dropped_total: Since the beginning, by reason.
         stale_reads: Slots served from an earlier read, since the beginning.
@@ -66,6 +73,7 @@ class Segments:
         self._over_limit: set[str] = set()
         self._refused_paths: set[tuple[str, str]] = set()
         self.tracked: dict[str, Tracked] = {}
+        self.removed: list[Tracked] = []
         self.refused: list[Refused] = []
         self.refused_total = Counter(dict.fromkeys(SegmentError.REASONS, 0))
         self.dropped_total = Counter(dict.fromkeys(DROP_REASONS, 0))
@@ -75,6 +83,7 @@ class Segments:
     def read(self) -> Sequence[Tracked]:
         """Look for new segments, read all, and return them; those not readable are in `refused`."""
         self.refused = []
+        self.removed = []
         for directory in self._directories:
             for path, uid in files.user_directories(directory):
                 self._open_new(path, uid)
@@ -135,7 +144,7 @@ class Segments:
     def _read_again(self, path: str, tracked: Tracked) -> None:
         now = time.monotonic_ns()
         try:
-            tracked.reading = tracked.file.read(now)
+            tracked.reading = _attested(tracked.file.read(now), tracked.file.uid)
         except SegmentError as error:
             self._refuse(path, error)
             self._drop(path, tracked)
@@ -148,8 +157,7 @@ class Segments:
             tracked.died = time.time()
         if tracked.worker_alive:
             return
-        gone = tracked.ended and tracked.reading.rank_holder is None
-        if gone or (tracked.died and time.time() - tracked.died >= self._dead_seconds):
+        if tracked.gone or (tracked.died and time.time() - tracked.died >= self._dead_seconds):
             self._remove(path, tracked)
 
     def _remove(self, path: str, tracked: Tracked) -> None:
@@ -159,6 +167,8 @@ class Segments:
             ours = os.fstat(tracked.file.fd)
             if (status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino):
                 os.unlink(path)
+        tracked.removed = True
+        self.removed.append(tracked)
         self._drop(path, tracked)
 
     def _drop(self, path: str, tracked: Tracked) -> None:
@@ -181,6 +191,27 @@ def _open_directory(directory: str, uid: int | None) -> int:
             f"directory {directory}: belongs to uid {owner}, expected {uid}", "owner"
         )
     return fd
+
+
+def _attested(reading: Reading, uid: int) -> Reading:
+    """Return a reading in which a rank that lost its lock, but lives, is the holder.
+
+    The lock goes when the rank closes any descriptor of its segment, as a copy of the directory
+    does. A process of the same pid, start time and owner is the rank.
+    """
+    pid, start_ticks = reading.info.get("pid"), reading.info.get("start_ticks")
+    if reading.rank_holder is not None or reading.rank["goodbye"] or type(pid) is not int:
+        return reading
+    seen = processes.sample(pid)
+    with suppress(OSError):
+        if (
+            seen is not None
+            and seen.start_ticks == start_ticks
+            and seen.status not in ("Z", "X")
+            and os.stat(f"/proc/{pid}").st_uid == uid
+        ):
+            return replace(reading, rank_holder=pid)
+    return reading
 
 
 def _allow_many_files() -> None:

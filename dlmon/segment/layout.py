@@ -4,7 +4,7 @@ A segment is one file in shared memory for one live DataLoader iterator::
 
     0        header     128 bytes: magic, version, where the rest is, ready
     128      table      one 64-byte entry per field: name, unit, scope, offset, count
-    ...      info       JSON text, written once before `ready`: who and how configured
+    ...      info       JSON text: who and how configured; changes with slot 0, if at all
     ...      slot 0     the rank's cells                     64-byte aligned
     ...      slot 1..n  worker 0..n-1's cells                64-byte aligned
 

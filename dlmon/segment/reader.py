@@ -140,6 +140,8 @@ class SegmentFile:
         """
         self.path = path
         self._good: dict[int, Cells] = {}
+        self._info_text = b""
+        self._info: Mapping[str, object] = {}
         name = os.path.basename(path) if dir_fd is not None else path
         try:
             status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -193,12 +195,28 @@ class SegmentFile:
         for slot, data in unsettled:
             cells[slot], missed = self._again(slot, data)
             stale += missed
-        info = parse_info(self.path, newer[plan.info[0] : plan.info[0] + plan.info[1]])
+        if not self._info_text or all(slot != 0 for slot, _ in unsettled):
+            self._read_info(newer)  # changed together with slot 0, if at all
         holders = [locks.holder(self.fd, plan.slot_offset(i)) for i in range(plan.workers + 1)]
         workers = tuple(cells[slot] for slot in range(1, plan.workers + 1))
         return Reading(
-            self.path, plan, info, cells[0], workers, holders[0], tuple(holders[1:]), now_ns, stale
+            path=self.path,
+            layout=plan,
+            info=self._info,
+            rank=cells[0],
+            workers=workers,
+            rank_holder=holders[0],
+            worker_holders=tuple(holders[1:]),
+            now_ns=now_ns,
+            stale=stale,
         )
+
+    def _read_info(self, data: bytes) -> None:
+        offset, size = self.layout.info
+        text = data[offset : offset + size]
+        if text != self._info_text:
+            self._info = parse_info(self.path, text)
+            self._info_text = text
 
     def _again(self, slot: int, data: bytes) -> tuple[Cells, int]:
         """Read one slot until it settles; else serve what was read last (missed: 1)."""

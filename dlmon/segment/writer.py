@@ -51,14 +51,20 @@ class Segment:
         )
 
     def set_info(self, info: Mapping[str, object]) -> None:
-        """Write the info text anew; only before `ready` or while no iterator uses the segment."""
+        """Write the info text, if it is another; slot 0 must be marked as changing, once `ready`.
+
+        Raises:
+            SegmentError: It is too long.
+        """
         text = json.dumps(info, ensure_ascii=True, separators=(",", ":")).encode()
         if len(text) > layout.INFO_SIZE:
             raise SegmentError(
                 f"segment {self.path}: info has {len(text)} bytes, at most {layout.INFO_SIZE} fit",
                 "info",
             )
-        self.bytes[layout.INFO_OFFSET : layout.SLOTS_OFFSET] = text.ljust(layout.INFO_SIZE, b"\0")
+        text = text.ljust(layout.INFO_SIZE, b"\0")
+        if self.bytes[layout.INFO_OFFSET : layout.SLOTS_OFFSET] != text:
+            self.bytes[layout.INFO_OFFSET : layout.SLOTS_OFFSET] = text
 
 
 def create(directory: str, info: Mapping[str, object], workers: int) -> Segment:

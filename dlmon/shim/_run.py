@@ -11,6 +11,9 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
+MAX_LENGTH = 256
+"""Of each fact, in characters: all of them fit the info text."""
+
 _LOCAL_RANK = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _RANK = ("DLMON_RANK", "RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _WORLD_SIZE = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -76,10 +79,9 @@ def identity(
     user = str(os.getuid())
     with suppress(KeyError):
         user = pwd.getpwuid(os.getuid()).pw_name
-    return {
+    facts = {
         "run": chosen.get("run") or run(env),
         "rank": chosen.get("rank") or rank(env),
-        "dir": chosen.get("dir") or env.get("DLMON_DIR"),
         "root": f"{pid}-{start_ticks(pid)}",
         "user": user,
         "script": script(),
@@ -89,6 +91,8 @@ def identity(
         "local_rank": _first(env, _LOCAL_RANK),
         "world_size": _first(env, _WORLD_SIZE),
     }
+    short: dict[str, str | None] = {key: value[:MAX_LENGTH] for key, value in facts.items()}
+    return {**short, "dir": chosen.get("dir") or env.get("DLMON_DIR")}
 
 
 def _first(env: Mapping[str, str], names: tuple[str, ...]) -> str:

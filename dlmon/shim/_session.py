@@ -20,6 +20,7 @@ from dlmon.segment import files, layout, locks, reader, writer
 from dlmon.segment.writer import Segment
 from dlmon.shim import _guard, _names, _run, _torch
 from dlmon.shim._fetch import FetchRecorder
+from dlmon.shim._ledger import Update
 from dlmon.shim._recorder import IteratorRecorder
 
 MAX_SEGMENTS = 256
@@ -149,23 +150,23 @@ class Session:
         info = {**self.identity, "loader": name, "pid": self.pid, "config": _torch.config(loader)}
         info.update(start_ticks=_run.start_ticks(self.pid), iterable=_torch.iterable(loader))
         used = self._segments.setdefault((name, workers), {})
-        segment = self._recycle(used, info) or self._create(info, workers)
+        segment = self._recycle(used) or self._create(info, workers)
         if segment is None:
             return None
         segment.cells[_HOOKS] = self.hooks
         recorder = IteratorRecorder(iterator, loader, name, segment)
+        with Update(recorder):
+            segment.set_info(info)
         used[segment] = recorder
         return recorder
 
-    def _recycle(
-        self, used: Mapping[Segment, IteratorRecorder], info: Mapping[str, Any]
-    ) -> Segment | None:
+    @staticmethod
+    def _recycle(used: Mapping[Segment, IteratorRecorder]) -> Segment | None:
         """Return a segment that nobody writes to any more, None if there is none."""
         for segment, user in used.items():
             if user.released:
                 segment.cells[_GENERATION] += 1  # first: a worker compares after it took its byte
                 if not segment.worker_held():
-                    segment.set_info(info)
                     return segment
         return None
 
