@@ -47,8 +47,8 @@ class Cgroup:
     def _levels(self) -> list[str]:
         levels = []
         directory = self.cpu_directory
-        while directory is not None and directory.startswith(ROOT) and directory != ROOT:
-            levels.append(directory)
+        while directory is not None and f"{directory}/".startswith(f"{ROOT}/"):
+            levels.append(directory)  # ROOT too: a container's own cgroup is mounted there
             directory = os.path.dirname(directory)
         return levels
 
@@ -75,15 +75,21 @@ def of(pid: int) -> Cgroup:
     cpu = by_controller.get("cpu")
     path = by_controller.get("memory") or unified or cpu
     if cpu is not None:
-        return Cgroup(path, _existing(f"{ROOT}/cpu{cpu}", f"{ROOT}/cpu"), unified=False)
+        return Cgroup(path, _directory(f"{ROOT}/cpu", cpu), unified=False)
     if unified is not None:
-        return Cgroup(path, _existing(f"{ROOT}{unified}", ROOT), unified=True)
+        return Cgroup(path, _directory(ROOT, unified), unified=True)
     return Cgroup(path)
 
 
-def _existing(*directories: str) -> str | None:
-    """Return the first directory that exists: in a container the own cgroup is mounted as root."""
-    return next((d.rstrip("/") for d in directories if os.path.isdir(d)), None)
+def _directory(hierarchy: str, path: str) -> str | None:
+    """Return where a cgroup's files are; in a container its own cgroup is mounted as the root.
+
+    One outside of this process's cgroup namespace, whose path goes up, is not to be seen.
+    """
+    if ".." in path.split("/"):
+        return None
+    found = (d.rstrip("/") for d in (hierarchy + path, hierarchy) if os.path.isdir(d))
+    return next(found, None)
 
 
 def _read(path: str) -> str:

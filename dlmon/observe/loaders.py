@@ -9,24 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dlmon.catalog import LOADER_INFO, LOADER_LABELS
 from dlmon.observe.snapshot import Histogram, Loader, Worker, WorkerState
 from dlmon.segment import layout, meaning, phases
 from dlmon.segment.layout import ERRORS, EXIT_REASONS, Phase
 from dlmon.segment.reader import Cells, Reading
 
 NANOSECONDS = 1_000_000_000
-CONFIG = (
-    "dataset",
-    "num_workers",
-    "prefetch_factor",
-    "batch_size",
-    "pin_memory",
-    "persistent_workers",
-    "start_method",
-    "timeout_seconds",
-    "in_order",
-    "read_ahead",
-)
+CONFIG = LOADER_INFO.labels[len(LOADER_LABELS) :]
+"""What the rank says of a loader's configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +173,9 @@ def fill(part: Part) -> Fill:
     reorder = None
     if config(part.reading)["in_order"] == "true" and not part.reading.info.get("iterable"):
         reorder = bounded - min(bounded, _next_in_order(fetched, consumed))
-    return Fill(bounded, held, limit, reorder, (bounded != ready) + (held != outstanding))
+    starting = part.phase is Phase.STARTUP  # dispatched is told at the first next() only
+    clamped = 0 if starting else (bounded != ready) + (held != outstanding)
+    return Fill(bounded, held, limit, reorder, clamped)
 
 
 def capacity(part: Part) -> int:

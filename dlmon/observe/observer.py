@@ -14,7 +14,7 @@ from dlmon.observe import loaders, processes
 from dlmon.observe.loaders import Clock, Part, Seen, text
 from dlmon.observe.retired import Retired
 from dlmon.observe.segments import Segments, Tracked
-from dlmon.observe.snapshot import Loader, Process, Rank, Snapshot
+from dlmon.observe.snapshot import Histogram, Loader, Process, Rank, Snapshot, Worker
 from dlmon.segment.layout import HOOKS
 from dlmon.segment.reader import Reading
 
@@ -75,7 +75,7 @@ class Observer:
                 self._retire(one, clock)
             else:
                 by_incarnation[_incarnation(one)].append(one)
-        ranks = {i: self._rank(i, group, clock) for i, group in by_incarnation.items()}
+        ranks = {i: self._rank(i, g, clock) for i, g in by_incarnation.items() if _present(g)}
         self._cpu.keep({_slot(t, i) for t in tracked for i in range(t.reading.layout.workers)})
         self._highest = {key: kept for key, kept in self._highest.items() if key[0] in ranks}
         self._left_out = {key for key in self._left_out if key[0] in ranks}
@@ -153,7 +153,10 @@ class Observer:
             self._retired.add(_incarnation(tracked), loader)
 
     def _not_down(self, who: Incarnation, loader: Loader) -> Loader:
-        """Hold what is derived from several cells at its highest value so far."""
+        """Hold what is derived or summed from several cells at its highest value so far.
+
+        A sum of floats too: one bit less, in another order, is a counter that was reset.
+        """
         before = self._highest.get((who, loader.name))
         if before is not None:
             seconds = {
@@ -161,12 +164,16 @@ class Observer:
                 for phase, value in loader.phase_seconds.items()
             }
             discarded = max(loader.discarded, before.discarded)
-            fetched = {w.slot: w.fetch_seconds for w in before.workers}
-            workers = tuple(
-                replace(w, fetch_seconds=max(w.fetch_seconds, fetched.get(w.slot, 0.0)))
-                for w in loader.workers
+            earlier = {worker.slot: worker for worker in before.workers}
+            held = replace(
+                loader,
+                phase_seconds=seconds,
+                discarded=discarded,
+                wait=_held(loader.wait, before.wait),
+                step=_held(loader.step, before.step),
+                fetch=_held(loader.fetch, before.fetch),
+                workers=tuple(_worker_held(w, earlier.get(w.slot, w)) for w in loader.workers),
             )
-            held = replace(loader, phase_seconds=seconds, discarded=discarded, workers=workers)
             self._clamped += held != loader
             loader = held
         self._highest[who, loader.name] = loader
@@ -203,6 +210,19 @@ class Observer:
         )
 
 
+def _held(histogram: Histogram, before: Histogram) -> Histogram:
+    return replace(histogram, sum_seconds=max(histogram.sum_seconds, before.sum_seconds))
+
+
+def _worker_held(worker: Worker, before: Worker) -> Worker:
+    cpu = [s for s in (worker.cpu_seconds, before.cpu_seconds) if s is not None]
+    return replace(
+        worker,
+        fetch_seconds=max(worker.fetch_seconds, before.fetch_seconds),
+        cpu_seconds=max(cpu, default=None),
+    )
+
+
 def _choose(found: Iterable[Rank]) -> tuple[tuple[Rank, ...], tuple[Rank, ...]]:
     """Of the incarnations of one rank keep a living one, else the newest; return the others too."""
     ordered = sorted(found, key=lambda r: (r.run, r.rank, r.up, r.started), reverse=True)
@@ -219,6 +239,14 @@ def _incarnation(tracked: Tracked) -> Incarnation:
     info = tracked.reading.info
     run, rank, root = (text(info.get(key, "")) for key in ("run", "rank", "root"))
     return Incarnation(tracked.file.uid, run, rank, root)
+
+
+def _present(group: Sequence[Tracked]) -> bool:
+    """Return whether a rank is there, alive or dead: not if only children it had have left traces.
+
+    A rank that ended in order leaves none; a child of it may have been killed.
+    """
+    return any(_is_root(t.reading) or t.reading.rank_holder is not None for t in group)
 
 
 def _is_root(reading: Reading) -> bool:

@@ -87,13 +87,13 @@ class Segments:
         for directory in self._directories:
             for path, uid in files.user_directories(directory):
                 self._open_new(path, uid)
+        self._over_limit = {path for path in self._over_limit if os.path.lexists(path)}
+        for path, tracked in list(self.tracked.items()):
+            self._read_again(path, tracked)
         refused = {(r.path, r.reason) for r in self.refused}
         for _, reason in refused - self._refused_paths:  # count a file once, not once a second
             self.refused_total[reason] += 1
         self._refused_paths = refused
-        self._over_limit = {path for path in self._over_limit if os.path.lexists(path)}
-        for path, tracked in list(self.tracked.items()):
-            self._read_again(path, tracked)
         return list(self.tracked.values())
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ outlives it.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ class FetchRecorder:
     Attributes:
         cells: The group.
         fetcher: id() of torch's fetcher of the current iteration, 0 before the first.
+        alive: A weak reference to it.
         counts, each, fetch_ns: What `fetch_histogram`, `samples_each` and `fetch_ns` hold.
         by_index: Whether a batch has as many samples as indices; else they are counted at collate.
         collated: Samples in the batch collated last; 1 without collation.
@@ -57,6 +59,7 @@ class FetchRecorder:
     __slots__ = (
         "_iterations_at",
         "_segment",
+        "alive",
         "by_index",
         "cells",
         "collated",
@@ -77,6 +80,7 @@ class FetchRecorder:
         self.collated = 1
         self.by_index = False
         self.fetcher = 0
+        self.alive: weakref.ref[Any] | None = None
         cells[UPDATING] = cells[UPDATED] = (
             monotonic_ns()
         )  # settled, whatever befell the last writer
@@ -119,18 +123,26 @@ class FetchRecorder:
         )
         if by_item and type(index) in (list, tuple):
             self.by_index = True
-        else:
-            fetcher.collate_fn = self._counting(fetcher.collate_fn)
+        elif not isinstance(fetcher.collate_fn, CountingCollate):
+            fetcher.collate_fn = CountingCollate(self, fetcher.collate_fn)
 
-    def _counting(self, collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def counting_collate(samples: Any) -> Any:
-            try:
-                self.collated = len(samples)
-            except TypeError:
-                self.collated = 0  # a collate_fn may be given something without a length
-            return collate(samples)
 
-        return counting_collate
+class CountingCollate:
+    """A fetcher's `collate_fn` that tells a recorder how many samples it is given."""
+
+    __slots__ = ("_collate", "_recorder")
+
+    def __init__(self, recorder: FetchRecorder, collate: Callable[[Any], Any]) -> None:
+        self._recorder = recorder
+        self._collate = collate
+
+    def __call__(self, samples: Any) -> Any:
+        """Count, and collate; what has no length counts as nothing."""
+        try:
+            self._recorder.collated = len(samples)
+        except TypeError:
+            self._recorder.collated = 0
+        return self._collate(samples)
 
 
 def hooked(session: Session, original: Fetch) -> Fetch:

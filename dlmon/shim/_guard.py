@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 
 strict = os.environ.get("DLMON_STRICT") == "1"
 """In tests: raise what would be swallowed."""
@@ -19,12 +21,34 @@ _said: set[str] = set()
 
 
 def swallow() -> None:
-    """Count the exception being handled and go on; raise it again when `strict`."""
+    """Count the exception being handled and go on; raise it again when `strict`.
+
+    What a signal handler raised while one of ours ran is not ours: it is raised again.
+    """
     global errors
+    if _from_signal_handler():
+        raise  # noqa: PLE0704  # called from except blocks only
     errors += 1
     if strict:
-        raise  # noqa: PLE0704  # called from except blocks only
+        raise  # noqa: PLE0704
     _log.debug("error inside dlmon, the job is not affected", exc_info=True)
+
+
+def _from_signal_handler() -> bool:
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()}
+    trace = sys.exc_info()[2]
+    while trace is not None:
+        if trace.tb_frame.f_code in handlers:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _code(handler: object) -> object:
+    """Return the code that a handler (function, method, partial, object) runs, None if none."""
+    call = getattr(handler, "func", handler)
+    method = vars(type(call)).get("__call__")
+    return getattr(call, "__code__", None) or getattr(method, "__code__", None)
 
 
 def warn_once(message: str) -> None:

@@ -57,8 +57,11 @@ class _Finder:
             spec = find_spec(name)
         finally:
             self._searching = False
-        if spec is not None and spec.loader is not None:
-            _run_after(spec.loader, self._imported)
+        try:
+            if spec is not None and spec.loader is not None:
+                _run_after(spec.loader, self._imported)
+        except Exception:
+            _guard.swallow()
         return spec
 
     def remove(self) -> None:

@@ -5,10 +5,11 @@ Runs in: rank. On failure: the name falls back to "loader".
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import weakref
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 MAX_LENGTH = 100
@@ -18,11 +19,13 @@ _STORES = ("STORE_FAST", "STORE_NAME", "STORE_GLOBAL", "STORE_DEREF")
 
 _given: dict[int, tuple[weakref.ref[Any], str]] = {}
 _built: dict[int, tuple[weakref.ref[Any], str]] = {}
+_assigned: dict[int, tuple[weakref.ref[Any], str]] = {}
 
 
 def give(loader: Any, name: str) -> None:
     """Call `loader` `name` from now on."""
     _remember(_given, loader, clean(name))
+    _assigned.pop(id(loader), None)
 
 
 def built(loader: Any) -> None:
@@ -40,6 +43,18 @@ def of(loader: Any) -> str:
     name = _place(_user_frame())  # built before instrument(): where it is first iterated
     _remember(_built, loader, name)
     return name
+
+
+def assigned(loader: Any) -> str | None:
+    """Return the name `loader` was given among others of its name, None if it was not yet."""
+    entry = _assigned.get(id(loader))
+    return entry[1] if entry is not None and entry[0]() is loader else None
+
+
+def assign(loader: Any, name: str) -> None:
+    """Have `loader` keep this name, so that two of one place do not exchange theirs."""
+    if assigned(loader) != name:
+        _remember(_assigned, loader, name)
 
 
 def clean(name: object) -> str:
@@ -69,21 +84,30 @@ def _user_frame() -> FrameType | None:
     return None
 
 
-def _site_name(frame: FrameType | None) -> str:
+def _site_name(frame: FrameType | None, depth: int = 4) -> str:
     """Return what the call in `frame` is assigned to, else where it is."""
-    import dis  # not at import: a job that builds no loader needs none
-
     if frame is None:
         return FALLBACK
-    following = (i for i in dis.get_instructions(frame.f_code) if i.offset > frame.f_lasti)
-    instruction = next(following, None)
-    if instruction is not None and instruction.opname in ("STORE_ATTR", *_STORES):
-        return clean(instruction.argval)
-    if instruction is not None and instruction.opname.startswith("LOAD_"):
-        store = next(following, None)  # self.x = DataLoader(...): the object, then STORE_ATTR
-        if store is not None and store.opname == "STORE_ATTR":
-            return clean(store.argval)
+    first, second = _following(frame.f_code, frame.f_lasti)
+    in_init = frame.f_code.co_name == "__init__" and first[0] == "POP_TOP"
+    if depth and (in_init or first[0] == "RETURN_VALUE"):
+        return _site_name(frame.f_back, depth - 1)  # a function that builds loaders, a subclass
+    if first[0] in _STORES:
+        return clean(first[1])
+    if first[0].startswith("LOAD_") and second[0] == "STORE_ATTR":  # self.x = DataLoader(…)
+        return clean(second[1])
     return _place(frame)
+
+
+@functools.lru_cache(maxsize=256)
+def _following(code: CodeType, offset: int) -> tuple[tuple[str, object], tuple[str, object]]:
+    """Return (name, argument) of the two instructions after the one at `offset`."""
+    import dis  # not at import: a job that builds no loader needs none
+
+    after = [i for i in dis.get_instructions(code) if i.offset > offset][:2]
+    none = ("", None)
+    first, second, *_ = [*((i.opname, i.argval) for i in after), none, none]
+    return first, second
 
 
 def _place(frame: FrameType | None) -> str:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 
 _PAUSE_FLOOR = phases.PAUSE_FLOOR_NS
+_GENERATION = layout.cell_index(0, "generation")
 
 Next = Callable[[Any], Any]
 
@@ -125,7 +126,9 @@ class IteratorRecorder(Ledger):
     """
 
     __slots__ = (
+        "_fetchers",
         "_first_reset",
+        "_generation",
         "_in_next",
         "_paused",
         "_paused_by",
@@ -141,8 +144,17 @@ class IteratorRecorder(Ledger):
         "thread",
     )
 
-    def __init__(self, iterator: Any, loader: Any, name: str, segment: Segment) -> None:
+    def __init__(
+        self,
+        iterator: Any,
+        loader: Any,
+        name: str,
+        segment: Segment,
+        fetchers: dict[int, FetchRecorder],
+    ) -> None:
         super().__init__(segment)
+        self._fetchers = fetchers
+        self._generation = segment.cells[_GENERATION]
         self.alive = weakref.ref(iterator)
         self.loader_id = id(loader)
         self.name = name
@@ -170,7 +182,7 @@ class IteratorRecorder(Ledger):
             cells[LAST_ITERATION] = now
             self.open(Phase.STARTUP, now)
         for other in others:
-            if other is not self and other.thread == self.thread and other.phase is Phase.STEP:
+            if other is not self and other.thread == self.thread and other.in_gap():
                 other.pause(now, self)
                 self._paused.append(other)
 
@@ -185,6 +197,17 @@ class IteratorRecorder(Ledger):
             return
         self._finish(now)
         self.begin(now, others)
+
+    def in_gap(self) -> bool:
+        """Return whether the loop has a batch of this iterator, and is not in `next()` for more."""
+        in_next = self.looping and self.cells[ENTERED] > self.since
+        return self.phase is Phase.STEP and not in_next
+
+    def fetches_with(self, fetcher: Any) -> bool:
+        """Return whether `fetcher` is this iterator's own, with num_workers=0."""
+        if self.fetch is None or self.released:
+            return False
+        return getattr(self.alive(), "_dataset_fetcher", None) is fetcher
 
     def pause(self, now: int, by: IteratorRecorder) -> None:
         """Stop counting the open gap as step: `by` iterates in this thread."""
@@ -251,12 +274,15 @@ class IteratorRecorder(Ledger):
                     self._count_error(iterator, error)
             if ended:
                 self._finish(now)
-                self.released = not getattr(iterator, "_persistent_workers", False)
+                if not getattr(iterator, "_persistent_workers", False):
+                    self._release()
         except Exception:
             self.swallow()
 
     def shutting_down(self, original: Next, iterator: Any) -> Any:
         """Call torch's `_shutdown_workers` and record it as teardown."""
+        if self.segment.cells[_GENERATION] != self._generation:
+            return original(iterator)  # it is over, and another iterator has the segment by now
         try:
             self._tear_down(monotonic_ns())
         except Exception:
@@ -265,8 +291,7 @@ class IteratorRecorder(Ledger):
             return original(iterator)
         finally:
             try:
-                with Update(self) as cells:
-                    self.exits.record(cells, iterator)
+                self.exits.record(self.cells, iterator)
                 if not self._in_next:  # else what `next()` raises will end the iteration
                     self.gone()
             except Exception:
@@ -275,7 +300,12 @@ class IteratorRecorder(Ledger):
     def gone(self) -> None:
         """Close whatever is open: the iterator does not exist any more, or has no workers."""
         self._finish(monotonic_ns())
+        self._release()
+
+    def _release(self) -> None:
         self.released = True
+        if self.fetch is not None:
+            self._fetchers.pop(self.fetch.fetcher, None)
 
     def dispatched(self, iterator: Any) -> int:
         """Return how many tasks of this iteration were given to workers."""

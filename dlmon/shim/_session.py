@@ -7,6 +7,8 @@ unobserved, and the user is told once.
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import threading
 import time
 import weakref
@@ -24,7 +26,9 @@ from dlmon.shim._ledger import Update
 from dlmon.shim._recorder import IteratorRecorder
 
 MAX_SEGMENTS = 256
-"""Per process; iterators beyond it run unobserved."""
+SHARE_OF_FILES = 16
+"""A process has at most MAX_SEGMENTS segments, with two descriptors each, and no more than its soft
+limit of open files divided by SHARE_OF_FILES; iterators beyond run unobserved."""
 
 STALE_SECONDS = 3600
 HALF_MADE_SECONDS = 60
@@ -81,6 +85,9 @@ class Session:
         self.fetchers.clear()
         self._segments: dict[tuple[str, int], dict[Segment, IteratorRecorder]] = {}
         self._lock = threading.Lock()
+        self._building_thread = 0
+        self._start_ticks = _run.start_ticks(self.pid)
+        self.worker = None
         self._ends = False
 
     # ── iterators ────────────────────────────────────────────────────────────────────────────────
@@ -88,38 +95,51 @@ class Session:
     def begin(self, iterator: Any, loader: Any) -> None:
         """Start recording an iterator that is being made."""
         now = monotonic_ns()
+        for key, recorder in list(self.live.items()):
+            if recorder.alive() is None:
+                self.live.pop(key, None)
         self.live.pop(id(iterator), None)
         self.building.segment = None
-        with self._lock:
-            recorder = self._take(iterator, loader)
-        if recorder is None:
+        # A signal handler or finalizer may iterate while this thread is in here already, and what
+        # holds another thread up in here may wait for this one: then this one goes unobserved.
+        if self._building_thread == threading.get_ident() or not self._lock.acquire(timeout=1):
             return
-        key = id(iterator)
-        recorder.alive = weakref.ref(iterator, lambda _: self._gone(key, recorder))
-        self.live[key] = recorder
-        segment = recorder.segment
-        self.building.segment = (segment.path, segment.cells[_GENERATION])
-        recorder.begin(now, list(self.live.values()))
+        try:
+            self._building_thread = threading.get_ident()
+            taken = self._take(iterator, loader)
+        finally:
+            self._building_thread = 0
+            self._lock.release()
+        if taken is not None:
+            key = id(iterator)
+            taken.alive = weakref.ref(iterator, lambda _: self._gone(key, taken))
+            self.live[key] = taken
+            segment = taken.segment
+            self.building.segment = (segment.path, segment.cells[_GENERATION])
+            taken.begin(now, list(self.live.values()))
 
     def adopt_fetcher(self, fetcher: Any, index: Any) -> FetchRecorder | None:
         """Return who records a fetcher that is new, None for nobody.
 
-        In the rank it is an iterator's own, with num_workers=0. A worker's first unknown one is
-        its own: those of loaders nested in its dataset are known when they first fetch.
+        In the rank it is an iterator's own, with num_workers=0; in a worker it is the one that
+        torch's loop calls, and no other: a dataset may hold loaders that nobody records.
         """
+        recorder = None
         try:
-            recorder = self.worker
-            for candidate in list(self.live.values()):
-                iterator = candidate.alive()
-                if candidate.fetch and getattr(iterator, "_dataset_fetcher", None) is fetcher:
-                    recorder = candidate.fetch
+            if sys._getframe(2).f_code.co_name == _torch.WORKER_LOOP:  # who called the hook
+                recorder = self.worker
+            else:
+                for candidate in list(self.live.values()):
+                    if candidate.fetches_with(fetcher):
+                        recorder = candidate.fetch
             if recorder is not None:
                 self.fetchers.pop(recorder.fetcher, None)
                 recorder.begin(fetcher, index)
-                self.fetchers[id(fetcher)] = recorder
+                key = id(fetcher)
+                recorder.alive = weakref.ref(fetcher, lambda _: self.fetchers.pop(key, None))
+                self.fetchers[key] = recorder
         except Exception:
             _guard.swallow()
-            return None
         return recorder
 
     def _gone(self, key: int, recorder: IteratorRecorder) -> None:
@@ -127,9 +147,8 @@ class Session:
         try:
             if self.live.get(key) is recorder and os.getpid() == self.pid:
                 # A cycle's iterator is collected before it shuts its workers down: with workers it
-                # stays known until it has.
+                # stays known until it has, or until the next iterator is made.
                 if recorder.fetch is not None:
-                    self.fetchers.pop(recorder.fetch.fetcher, None)
                     del self.live[key]
                 recorder.gone()
         except Exception:
@@ -148,13 +167,13 @@ class Session:
         workers = int(getattr(loader, "num_workers", 0))
         name = self._free_name(loader)
         info = {**self.identity, "loader": name, "pid": self.pid, "config": _torch.config(loader)}
-        info.update(start_ticks=_run.start_ticks(self.pid), iterable=_torch.iterable(loader))
+        info.update(start_ticks=self._start_ticks, iterable=_torch.iterable(loader))
         used = self._segments.setdefault((name, workers), {})
         segment = self._recycle(used) or self._create(info, workers)
         if segment is None:
             return None
         segment.cells[_HOOKS] = self.hooks
-        recorder = IteratorRecorder(iterator, loader, name, segment)
+        recorder = IteratorRecorder(iterator, loader, name, segment, self.fetchers)
         with Update(recorder):
             segment.set_info(info)
         used[segment] = recorder
@@ -172,24 +191,30 @@ class Session:
 
     def _free_name(self, loader: Any) -> str:
         """Return the loader's name, with #2, #3, … while another loader of that name iterates."""
+        others = [r for r in list(self.live.values()) if r.loader_id != id(loader)]
+        taken = {other.name for other in others if not other.released}
         base = _names.of(loader)
-        taken = {r.name for r in self.live.values() if not r.released and r.loader_id != id(loader)}
-        name, number = base, 1
+        name = _names.assigned(loader) or base
+        number = 1
         while name in taken:
             number += 1
             name = f"{base}#{number}"
+        _names.assign(loader, name)
         return name
 
     def _create(self, info: Mapping[str, Any], workers: int) -> Segment | None:
-        if sum(map(len, self._segments.values())) >= MAX_SEGMENTS:
+        files_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = min(MAX_SEGMENTS, files_limit // SHARE_OF_FILES)
+        if sum(map(len, self._segments.values())) >= most:
             _guard.warn_once(
-                f"more than {MAX_SEGMENTS} iterators at once; further ones are not observed"
+                f"{most} segments are in use, one for each loader and for each of its iterators "
+                "at once; further ones are not observed"
             )
             return None
         try:
             if self._directory is None:
                 self._directory = files.choose(self.identity["dir"])
-                if f"{self.pid}-{_run.start_ticks(self.pid)}" == self.identity["root"]:
+                if f"{self.pid}-{self._start_ticks}" == self.identity["root"]:
                     remove_stale(self._directory)
             segment = writer.create(self._directory, info, workers)
         except SegmentError as error:
@@ -205,8 +230,8 @@ class Session:
         """Say goodbye in every segment, and remove those that no worker still uses."""
         if os.getpid() != self.pid:
             return
-        for used in self._segments.values():
-            for segment in used:
+        for used in list(self._segments.values()):
+            for segment in list(used):
                 segment.cells[_GOODBYE] = 1
                 if not segment.worker_held():
                     with suppress(OSError):

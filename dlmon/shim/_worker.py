@@ -7,6 +7,7 @@ carries where to write. Neither depends on the environment, which a forkserver h
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -61,6 +62,8 @@ class ObservedLoop:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run torch's loop, observed."""
+        # What torch's own loop does when it is unpickled; the dataset need not have brought torch.
+        importlib.import_module(self._module)
         session = None
         try:
             session = _patch.install()

@@ -12,7 +12,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.agent.test_agent_process import Agent, running
+from tests.agents import Agent, running
 from tests.jobs import Job, JobStarter, wait_for
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

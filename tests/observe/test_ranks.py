@@ -248,6 +248,8 @@ def test_who_lost_its_lock_but_lives_is_not_called_dead(
         assert None not in [worker.pid for worker in workers(snapshot)]
     job.kill()
     job.finish(status=-signal.SIGKILL)
+    for pid in pids(snapshot):
+        os.kill(pid, signal.SIGKILL)
     seen(hasty, lambda s: s.ranks == (), "its end")
     hasty.close()
 
@@ -282,15 +284,17 @@ def test_of_two_that_claim_one_rank_the_living_then_the_newest_is_shown(
 
 FORKS = """
     import os, signal
+    from multiprocessing import get_context
     import dlmon
     dlmon.instrument()
     from torch.utils.data import DataLoader
 
     def child():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         for _ in train:
             pass
         print("FACTS {}", flush=True)
-        signal.pause()
+        signal.sigwait({signal.SIGUSR1})
 
     if __name__ == "__main__":
         train = DataLoader(range(40), batch_size=4, num_workers=1)
@@ -298,19 +302,15 @@ FORKS = """
         print("FACTS {}", flush=True)
         while command := input():
             if command == "fork":
-                from multiprocessing import get_context
                 forked = get_context("fork").Process(target=child)
                 forked.start()
-            elif command == "kill":
-                forked.kill()
-                forked.join()
-                print("FACTS {}", flush=True)
-            elif command == "fork and end":
-                forked = get_context("fork").Process(target=list, args=(train,))
-                forked.start()
+            else:
+                os.kill(forked.pid, getattr(signal, command))
                 forked.join()
                 print("FACTS {}", flush=True)
 """
+
+KILL, END = "SIGKILL", "SIGUSR1"
 
 
 def test_a_forked_child_is_part_of_its_parents_rank_and_loader(
@@ -327,27 +327,30 @@ def test_a_forked_child_is_part_of_its_parents_rank_and_loader(
         assert only_rank(snapshot).pid == job.pid
         assert loader(snapshot, "train").batches == 20
         assert loader(snapshot, "train").epochs == 2
-        job.tell("kill")
+        job.tell(KILL)
         facts(job, 3)
         snapshot = observing.observe()
         assert only_rank(snapshot).up
         assert loader(snapshot, "train").batches == 20
 
 
+@pytest.mark.parametrize("how", [KILL, END])
 def test_what_a_child_counted_stays_counted_when_its_segment_is_gone(
-    run_job: JobStarter, segment_dir: Path
+    run_job: JobStarter, segment_dir: Path, how: str
 ) -> None:
     job = run_job(FORKS)
     facts(job)
     hasty = Observer([str(segment_dir)], dead_seconds=0)
-    job.tell("fork")
-    facts(job, 2)
-    before = counters(loader(hasty.observe(), "train"))
-    job.tell("kill")
-    facts(job, 3)
-    for _ in range(2):
-        after = counters(loader(hasty.observe(), "train"))
-        assert {name for name in after if after[name] < before[name]} == set()
-    assert len(files(segment_dir)) == 1
-    assert after["batches"] == 20
+    for child in (1, 2):
+        job.tell("fork")
+        facts(job, 2 * child)
+        before = counters(loader(hasty.observe(), "train"))
+        job.tell(how)
+        facts(job, 2 * child + 1)
+        for _ in range(2):
+            after = counters(loader(hasty.observe(), "train"))
+            assert {name for name in after if after[name] < before[name]} == set()
+        assert after["batches"] == 10 + 10 * child
+        assert after["worker 0 batches"] == 10 + 10 * child
+        assert len(files(segment_dir)) == 1
     hasty.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -243,13 +244,22 @@ def test_a_worker_whose_segment_is_gone_runs_unobserved(
     run_job(ATTACH.format(path=path, worker=0, generation=7)).wait_for_output("refused")
 
 
-CLAIMS = 1500
+CLAIMS = 2000
 
 CLAIMER = """
-    import os
+    import os, random
     from dlmon.segment import layout, locks
     from dlmon.segment.writer import _discard, attach
 
+    def slow_hold(fd, offset):
+        for _ in range(random.randrange(3000)):
+            pass
+        held = hold(fd, offset)
+        for _ in range(random.randrange(3000)):
+            pass
+        return held
+
+    hold, locks.hold = locks.hold, slow_hold  # wide gaps: any moment may be the wrong one
     path, worker = {path!r}, {worker}
     GENERATION = layout.cell_index(0, "generation")
     TAKEN = layout.cell_index(0, "hooks")
@@ -283,7 +293,10 @@ def test_no_slot_ever_has_two_writers_while_takes_race_against_claims(
         for worker in (0, 0, 1)
     ]
     takes = held = 0
+    moments = random.Random(7)
     while not all(job.ended() for job in jobs):
+        for _ in range(moments.randrange(5000)):
+            pass
         segment.cells[generation] += 1  # first, as a rank does: see `Session`
         if segment.worker_held():
             held += 1

@@ -70,7 +70,7 @@ JOB = """
         ("raise", {"num_workers": 1}, "fetch", {"normal": 1}, 0, "Caught ValueError"),
         # what torch says depends on where it was: killed, exited, connection reset, end of file
         ("kill", {"num_workers": 2}, "worker_died", {"sigkill": 1}, 1, "Error"),
-        ("exit", {"num_workers": 1}, "worker_died", {"error": 1}, 1, "exited unexpectedly"),
+        ("exit", {"num_workers": 1}, "worker_died", {"error": 1}, 1, "Error"),
         # torch ends these by SIGTERM, which its workers answer with status 0: no abnormal end
         ("sleep", {"num_workers": 1, "timeout": 1}, "timeout", {"normal": 1}, 0, "timed out after"),
     ],

@@ -1,0 +1,116 @@
+"""What the operating system says of processes, read from /proc."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlmon.observe import processes
+from dlmon.observe.processes import CpuTotals, Sample
+from dlmon.observe.snapshot import Process
+from tests.jobs import JobStarter, wait_for
+
+
+def sampled(cpu: float, start_ticks: int = 1) -> Sample:
+    return Sample("S", cpu, 4096, start_ticks)
+
+
+def test_this_process_runs_and_has_memory() -> None:
+    seen = processes.sample(os.getpid())
+    assert seen is not None
+    assert seen.status == "R"
+    assert seen.cpu_seconds > 0
+    assert seen.resident_bytes is not None
+    assert seen.resident_bytes > 1 << 20
+    assert seen.start_ticks == int(
+        Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    )
+
+
+@pytest.mark.parametrize("pid", [2**31 - 1, 2**40, -1, 0])
+def test_of_a_process_that_is_not_there_nothing_is_known(pid: int) -> None:
+    assert processes.sample(pid) is None
+
+
+def test_a_process_whose_name_is_made_to_confuse_is_read_right(tmp_path: Path) -> None:
+    program = tmp_path / "a) Z 0 (b"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(program), "600"]) as process:
+        try:
+            name = Path(f"/proc/{process.pid}/comm")
+            wait_for(lambda: name.read_text() == "a) Z 0 (b\n", "exec")
+            seen = processes.sample(process.pid)
+            assert seen is not None
+            assert seen.status in "RSD"
+            assert seen.cpu_seconds < 60
+        finally:
+            process.kill()
+
+
+def test_a_zombie_is_one(run_job: JobStarter) -> None:
+    job = run_job("import os\nprint(os.spawnlp(os.P_NOWAIT, 'true', 'true'), flush=True)\ninput()")
+    pid = int(job.wait_for_output("\n"))
+
+    def zombie() -> bool:
+        seen = processes.sample(pid)
+        return seen is not None and seen.status == "Z"
+
+    wait_for(zombie, "zombie")
+
+
+def test_of_this_process_everything_is_known() -> None:
+    seen = processes.rank_process(os.getpid())
+    assert seen.cpu_seconds is not None
+    assert seen.resident_bytes is not None
+    assert seen.open_fds is not None
+    assert seen.max_fds is not None
+    assert seen.cpus is not None
+    assert 0 < seen.open_fds <= seen.max_fds
+    assert 0 < seen.cpus <= len(os.sched_getaffinity(0))
+    shm = os.statvfs("/dev/shm")
+    assert seen.shm_size_bytes == shm.f_blocks * shm.f_frsize
+    assert seen.shm_used_bytes is not None
+    assert 0 <= seen.shm_used_bytes <= seen.shm_size_bytes
+
+
+def test_cpus_granted_are_those_of_the_affinity(run_job: JobStarter) -> None:
+    one = min(os.sched_getaffinity(0))
+    job = run_job(f"import os\nos.sched_setaffinity(0, [{one}])\nprint('set', flush=True)\ninput()")
+    job.wait_for_output("set")
+    assert processes.rank_process(job.pid).cpus == 1.0
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_what_may_not_be_read_of_another_users_process_is_absent() -> None:
+    looks = (
+        "import os, sys; from dlmon.observe import processes\n"
+        "os.setuid(65534)\n"
+        "seen = processes.rank_process(int(sys.argv[1]))\n"
+        "print(seen.resident_bytes > 0, seen.open_fds, seen.shm_size_bytes)"
+    )
+    looked = subprocess.check_output(
+        [sys.executable, "-c", looks, str(os.getpid())], text=True, timeout=60
+    )
+    assert looked == "True None None\n"
+
+
+def test_of_a_process_that_is_gone_everything_is_absent() -> None:
+    assert processes.rank_process(2**31 - 1) == Process()
+
+
+def test_cpu_time_is_summed_over_the_processes_a_slot_has_had() -> None:
+    totals = CpuTotals()
+    assert totals.total("slot") is None
+    assert totals.add("slot", 10, sampled(1.5)) == 1.5
+    assert totals.add("slot", 10, sampled(2.0)) == 2.0
+    assert totals.add("slot", 11, sampled(0.5)) == 2.5
+    assert totals.add("slot", 11, sampled(0.25, start_ticks=2)) == 2.75, "a pid used again"
+    assert totals.total("slot") == 2.75
+    assert totals.add("other", 12, sampled(7.0)) == 7.0
+    totals.keep({"other"})
+    assert totals.total("slot") is None
+    assert totals.total("other") == 7.0
