@@ -13,8 +13,9 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from prometheus_client import CollectorRegistry, Gauge, Histogram
@@ -100,18 +101,34 @@ VARIANTS: dict[str, tuple[Callable[[str], AbstractContextManager[None]], Wrap]] 
 def main_process(workers: int, batches: int, directory: str, variant: str) -> float:
     """Return CPU microseconds per batch in the process that iterates."""
     surroundings, wrap = VARIANTS[variant]
+    warm_up = batches if workers == 0 else batches // 10  # CPython specialises its bytecode anew
     with surroundings(directory):
-        loader = DataLoader(Trivial(batches), batch_size=1, num_workers=workers)
+        loader = DataLoader(Trivial(warm_up + batches), batch_size=1, num_workers=workers)
         iterator = wrap(loader)
-        warm_up = batches // 10
         for _ in range(warm_up):
             next(iterator)
         begun = time.process_time_ns()
-        for _ in range(batches - warm_up):
+        for _ in range(batches):
             next(iterator)
         spent = time.process_time_ns() - begun
         del iterator
-    return spent / (batches - warm_up) / 1000
+    return spent / batches / 1000
+
+
+def fetch_alone(_: int, batches: int, directory: str, variant: str) -> float:
+    """Return CPU microseconds per fetch, as the loop of a worker calls it."""
+    surroundings, _wrap = VARIANTS[variant]
+    with surroundings(directory):
+        iterator: Any = iter(DataLoader(Trivial(batches), batch_size=1))
+        next(iterator)  # from here on its fetcher is recorded, in the same way as a worker's
+        fetcher, indices = iterator._dataset_fetcher, [0]
+        for _number in range(batches):
+            fetcher.fetch(indices)
+        begun = time.process_time_ns()
+        for _number in range(batches):
+            fetcher.fetch(indices)
+        spent = time.process_time_ns() - begun
+    return spent / batches / 1000
 
 
 def worker_process(workers: int, batches: int, directory: str, variant: str) -> float:
@@ -147,17 +164,18 @@ def compare(
     workers: int,
     batches: int,
     blocks: int,
+    variants: Sequence[str] = tuple(VARIANTS),
 ) -> None:
-    """Measure all variants in alternating blocks and print what each adds to the bare loop."""
-    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    variants = list(VARIANTS)
+    """Measure variants in alternating blocks and print what each adds to the bare loop."""
+    times: dict[str, list[float]] = {variant: [] for variant in variants}
     with tempfile.TemporaryDirectory(prefix="dlmon-bench-", dir="/dev/shm") as directory:
         for variant in variants:
             measure(workers, batches // 4, directory, variant)
         gc.collect()
         gc.freeze()
         for block in range(blocks):
-            for variant in variants[block % 4 :] + variants[: block % 4]:
+            first = block % len(variants)
+            for variant in (*variants[first:], *variants[:first]):
                 times[variant].append(measure(workers, batches, directory, variant))
         gc.unfreeze()
     base = statistics.median(times["bare"])
@@ -166,24 +184,33 @@ def compare(
     for variant in variants:
         added = [t - b for t, b in zip(times[variant], times["bare"], strict=True)]
         low, high = interval(added)
-        median = statistics.median(times[variant])
+        middle = statistics.median(added)
         print(
-            f"  {variant:8} {median:8.2f} {statistics.median(added):+8.2f} "
-            f"{f'[{low:+.2f}, {high:+.2f}]':>18} {1 + statistics.median(added) / base:7.3f}"
+            f"  {variant:8} {statistics.median(times[variant]):8.2f} {middle:+8.2f} "
+            f"{f'[{low:+.2f}, {high:+.2f}]':>18} {1 + middle / base:7.3f}",
+            flush=True,
         )
 
 
 def main() -> None:
     """Print what the shim adds, in the process that iterates and in workers."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--blocks", type=int, default=40, help="blocks per variant")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--blocks", type=int, default=30, help="blocks per variant")
     parser.add_argument("--batches", type=int, default=4000, help="batches per block")
     args = parser.parse_args()
+    blocks, batches = args.blocks, args.batches
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, dlmon {dlmon.__version__}")
-    compare("main process, num_workers=0", main_process, 0, args.batches, args.blocks)
-    compare("main process, num_workers=2", main_process, 2, args.batches, args.blocks)
-    compare("worker, num_workers=2", worker_process, 2, args.batches, args.blocks)
+    in_worker = ("bare", "null", "dlmon")
+    compare("a fetch alone, as in a worker", fetch_alone, 0, batches, blocks, in_worker)
+    compare("main process, num_workers=0 (it fetches too)", main_process, 0, batches, blocks)
+    # With workers, scheduling alone moves CPU times by more than what is looked for.
+    compare("main process, num_workers=2", main_process, 2, batches // 2, blocks // 2)
+    compare("worker, num_workers=2", worker_process, 2, batches // 2, blocks // 2, in_worker)
 
 
 if __name__ == "__main__":

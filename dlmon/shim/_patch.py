@@ -72,10 +72,10 @@ def uninstall() -> None:
                 setattr(patch.owner, patch.name, patch.original)
         _patches.clear()
         if _session is not None:
+            _session.forget_fetchers()
             for recorder in list(_session.live.values()):
                 recorder.gone()
             _session.live.clear()
-            _session.fetchers.clear()
         _session = None
 
 

@@ -126,7 +126,6 @@ class IteratorRecorder(Ledger):
     """
 
     __slots__ = (
-        "_fetchers",
         "_first_reset",
         "_generation",
         "_in_next",
@@ -150,10 +149,8 @@ class IteratorRecorder(Ledger):
         loader: Any,
         name: str,
         segment: Segment,
-        fetchers: dict[int, FetchRecorder],
     ) -> None:
         super().__init__(segment)
-        self._fetchers = fetchers
         self._generation = segment.cells[_GENERATION]
         self.alive = weakref.ref(iterator)
         self.loader_id = id(loader)
@@ -305,7 +302,7 @@ class IteratorRecorder(Ledger):
     def _release(self) -> None:
         self.released = True
         if self.fetch is not None:
-            self._fetchers.pop(self.fetch.fetcher, None)
+            self.fetch.stop()
 
     def dispatched(self, iterator: Any) -> int:
         """Return how many tasks of this iteration were given to workers."""

@@ -21,7 +21,7 @@ from dlmon.errors import SegmentError
 from dlmon.segment import files, layout, locks, reader, writer
 from dlmon.segment.writer import Segment
 from dlmon.shim import _guard, _names, _run, _torch
-from dlmon.shim._fetch import FetchRecorder
+from dlmon.shim._fetch import Fetch, FetchRecorder
 from dlmon.shim._ledger import Update
 from dlmon.shim._recorder import IteratorRecorder
 
@@ -43,7 +43,6 @@ class Session:
     Attributes:
         hooks: Which of `layout.HOOKS` are in place, as bits.
         live: Recorders by id() of their iterator.
-        fetchers: Recorders by id() of torch's fetcher.
         worker: The recorder of the worker that this process is, if it is one.
         building: Per thread, (path, generation) for the workers of the iterator being made.
     """
@@ -55,7 +54,7 @@ class Session:
         self.worker: FetchRecorder | None = None
         self.building = threading.local()
         self.live: dict[int, IteratorRecorder] = {}
-        self.fetchers: dict[int, FetchRecorder] = {}
+        self._refused: dict[int, weakref.ref[Any]] = {}  # fetchers that nobody records, by id()
         self._directory: str | None = None
         self.forget()
 
@@ -81,8 +80,9 @@ class Session:
     def forget(self) -> None:
         """Leave the parent's cells alone: this is a child made by fork."""
         self.pid = os.getpid()
+        self.forget_fetchers()
         self.live.clear()
-        self.fetchers.clear()
+        self._refused.clear()
         self._segments: dict[tuple[str, int], dict[Segment, IteratorRecorder]] = {}
         self._lock = threading.Lock()
         self._building_thread = 0
@@ -118,14 +118,17 @@ class Session:
             self.building.segment = (segment.path, segment.cells[_GENERATION])
             taken.begin(now, list(self.live.values()))
 
-    def adopt_fetcher(self, fetcher: Any, index: Any) -> FetchRecorder | None:
-        """Return who records a fetcher that is new, None for nobody.
+    def adopt_fetcher(self, original: Fetch, fetcher: Any, index: Any) -> bool:
+        """Start recording a fetcher that is not recorded, and return whether that is done.
 
         In the rank it is an iterator's own, with num_workers=0; in a worker it is the one that
         torch's loop calls, and no other: a dataset may hold loaders that nobody records.
         """
-        recorder = None
+        key = id(fetcher)
+        if key in self._refused:
+            return False
         try:
+            recorder = None
             if sys._getframe(2).f_code.co_name == _torch.WORKER_LOOP:  # who called the hook
                 recorder = self.worker
             else:
@@ -133,14 +136,19 @@ class Session:
                     if candidate.fetches_with(fetcher):
                         recorder = candidate.fetch
             if recorder is not None:
-                self.fetchers.pop(recorder.fetcher, None)
-                recorder.begin(fetcher, index)
-                key = id(fetcher)
-                recorder.alive = weakref.ref(fetcher, lambda _: self.fetchers.pop(key, None))
-                self.fetchers[key] = recorder
+                recorder.begin(original, fetcher, index)
+                return "fetch" in vars(fetcher)
+            self._refused[key] = weakref.ref(fetcher, lambda _: self._refused.pop(key, None))
         except Exception:
             _guard.swallow()
-        return recorder
+        return False
+
+    def forget_fetchers(self) -> None:
+        """Stop recording every fetcher."""
+        recorders = [recorder.fetch for recorder in list(self.live.values())]
+        for recorder in (*recorders, self.worker):
+            if recorder is not None:
+                recorder.stop()
 
     def _gone(self, key: int, recorder: IteratorRecorder) -> None:
         """Close the books of an iterator that was collected."""
@@ -173,7 +181,7 @@ class Session:
         if segment is None:
             return None
         segment.cells[_HOOKS] = self.hooks
-        recorder = IteratorRecorder(iterator, loader, name, segment, self.fetchers)
+        recorder = IteratorRecorder(iterator, loader, name, segment)
         with Update(recorder):
             segment.set_info(info)
         used[segment] = recorder

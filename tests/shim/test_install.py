@@ -225,3 +225,31 @@ def test_a_forked_child_writes_cells_of_its_own(run_job: JobStarter, segment_dir
     assert snapshot.segments == 2
     job.tell()
     job.finish()
+
+
+def test_a_patch_on_top_of_a_fetcher_is_not_bypassed(monkeypatch: pytest.MonkeyPatch) -> None:
+    dlmon.instrument()
+    ours = torch_fetch._MapDatasetFetcher.fetch
+    calls = []
+
+    def theirs(self: Any, index: Any) -> Any:
+        calls.append(index)
+        return ours(self, index)
+
+    monkeypatch.setattr(torch_fetch._MapDatasetFetcher, "fetch", theirs)
+    assert [int(b) for b in DataLoader(numbers(5))] == list(range(5))
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("collate", [None, _first], ids=["default collate", "own collate"])
+def test_uninstrument_leaves_live_fetchers_as_they_were(collate: Any) -> None:
+    dlmon.instrument()
+    loader: Any = DataLoader(numbers(6), batch_size=1, collate_fn=collate)
+    iterator = iter(loader)
+    fetcher = iterator._dataset_fetcher
+    before = dict(vars(fetcher))
+    next(iterator)
+    assert "fetch" in vars(fetcher)
+    dlmon.uninstrument()
+    assert vars(fetcher) == before
+    assert [int(batch) for batch in iterator] == [1, 2, 3, 4, 5]
