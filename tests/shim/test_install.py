@@ -229,7 +229,7 @@ def test_a_forked_child_writes_cells_of_its_own(run_job: JobStarter, segment_dir
 
 def test_a_patch_on_top_of_a_fetcher_is_not_bypassed(monkeypatch: pytest.MonkeyPatch) -> None:
     dlmon.instrument()
-    ours = torch_fetch._MapDatasetFetcher.fetch
+    ours: Any = torch_fetch._MapDatasetFetcher.fetch
     calls = []
 
     def theirs(self: Any, index: Any) -> Any:
