@@ -14,6 +14,7 @@ import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dlmon.errors import SegmentError
 from dlmon.segment import files, layout, locks
@@ -254,25 +255,9 @@ def parse(path: str, data: bytes, file_size: int) -> Layout:
     Raises:
         SegmentError: Anything is not as `dlmon.segment.layout` defines it.
     """
-    if len(data) < layout.HEADER_SIZE:
-        raise SegmentError(
-            f"segment {path}: has {len(data)} bytes, a header has {layout.HEADER_SIZE}", "bounds"
-        )
-    if len(data) != file_size:
-        raise _cut_short(path, len(data), file_size)
-    header = HEADER.unpack_from(data)
-    magic, major, minor, header_size, size, table, entries, entry_size = header[:8]
-    info_offset, info_size, slots, rank_size, worker_size, workers, _, ready, created = header[8:]
-    if magic != layout.MAGIC:
-        raise SegmentError(f"segment {path}: magic {magic!r}, expected {layout.MAGIC!r}")
-    if major != layout.MAJOR:
-        raise SegmentError(
-            f"segment {path}: layout {major}.{minor}, this release reads {layout.MAJOR}.x; "
-            f"upgrade {'the agent' if major > layout.MAJOR else 'dlmon in the job'}",
-            "version",
-        )
-    if ready != 1:
-        raise SegmentError(f"segment {path}: ready is {ready}, expected 1", "not_ready")
+    header = _parse_identity(path, data, file_size)
+    _, _, minor, header_size, size, table, entries, entry_size = header[:8]
+    info_offset, info_size, slots, rank_size, worker_size, workers, _, _, created = header[8:]
     _bound(path, "header size", header_size, layout.HEADER_SIZE, file_size)
     if size != file_size:
         raise SegmentError(
@@ -304,6 +289,30 @@ def parse(path: str, data: bytes, file_size: int) -> Layout:
         units,
         created,
     )
+
+
+def _parse_identity(path: str, data: bytes, file_size: int) -> tuple[Any, ...]:
+    """Return the header's fields, if the file is a finished segment of this layout."""
+    if len(data) < layout.HEADER_SIZE:
+        raise SegmentError(
+            f"segment {path}: has {len(data)} bytes, a header has {layout.HEADER_SIZE}", "bounds"
+        )
+    if len(data) != file_size:
+        raise _cut_short(path, len(data), file_size)
+    header = HEADER.unpack_from(data)
+    magic, major, minor = header[:3]
+    ready = header[-2]
+    if magic != layout.MAGIC:
+        raise SegmentError(f"segment {path}: magic {magic!r}, expected {layout.MAGIC!r}")
+    if major != layout.MAJOR:
+        raise SegmentError(
+            f"segment {path}: layout {major}.{minor}, this release reads {layout.MAJOR}.x; "
+            f"upgrade {'the agent' if major > layout.MAJOR else 'dlmon in the job'}",
+            "version",
+        )
+    if ready != 1:
+        raise SegmentError(f"segment {path}: ready is {ready}, expected 1", "not_ready")
+    return header
 
 
 def parse_info(path: str, data: bytes) -> dict[str, object]:

@@ -290,5 +290,8 @@ def _unused(path: str, age: float) -> bool:
         reading = segment.read(monotonic_ns())
     finally:
         segment.close()
-    alive = reading.rank_holder is not None or any(h is not None for h in reading.worker_holders)
+    pid, began = reading.info.get("pid"), reading.info.get("start_ticks")
+    lost_its_lock = isinstance(pid, int) and began == _run.start_ticks(pid)
+    held = (reading.rank_holder, *reading.worker_holders)
+    alive = lost_its_lock or any(holder is not None for holder in held)
     return not alive and (bool(reading.rank["goodbye"]) or age > STALE_SECONDS)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dlmon.segment.layout import Phase
+from dlmon.shim import _session
 from tests.jobs import JobStarter, wait_for
 from tests.observing import facts, loader, observe, observer
 
@@ -202,8 +204,6 @@ NESTED = """
 
 
 def test_a_loader_inside_the_dataset_of_the_rank(run_job: JobStarter, segment_dir: Path) -> None:
-    from dlmon.segment.layout import Phase
-
     job = run_job(NESTED)
     facts(job)
     outer = loader(observe(segment_dir), "outer").phase_seconds
@@ -375,6 +375,39 @@ MANY = """
 def test_a_thousand_iterators_leave_nothing(run_job: JobStarter) -> None:
     before, after = facts(run_job(MANY))
     assert after == before
+
+
+LOST = """
+    import glob
+    import os
+
+    import dlmon
+
+    dlmon.instrument()
+
+    from torch.utils.data import DataLoader
+
+    list(DataLoader([1, 2, 3]))
+    (path,) = glob.glob(os.environ["DLMON_DIR"] + "/*.seg")
+    os.close(os.open(path, os.O_RDONLY))  # any close of the file drops the rank's lock
+    print("FACTS {}", flush=True)
+    input()
+"""
+
+
+def test_the_segment_of_a_living_job_that_lost_its_lock_is_not_removed(
+    run_job: JobStarter, segment_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run_job(LOST)
+    facts(job)
+    monkeypatch.setattr(_session, "STALE_SECONDS", -1)
+    _session.remove_stale(str(segment_dir))
+    assert len(list(segment_dir.iterdir())) == 1
+    assert observe(segment_dir).ranks[0].up
+    job.kill()
+    wait_for(job.ended, "end")
+    _session.remove_stale(str(segment_dir))
+    assert list(segment_dir.iterdir()) == []
 
 
 def test_a_full_table_of_segments_is_said_once_and_harms_nobody(run_job: JobStarter) -> None:
