@@ -44,9 +44,12 @@ gen-check: $(INSTALLED)  # the generated files are those that the code generates
 .PHONY: check
 check: lint gen-check test  ## lint, generated files up to date, tests: before every commit
 
+.PHONY: slow
+slow: $(INSTALLED) tools  ## run the tests marked slow
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
 .PHONY: full
-full: lint gen-check $(INSTALLED) tools  ## check, and the slow tests
-	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+full: check slow  ## check, and the slow tests: before a release
 
 .PHONY: bench
 bench: $(INSTALLED)  ## measure what the shim costs
