@@ -166,10 +166,6 @@ class SegmentFile:
             os.close(self.fd)
             self.fd = -1
 
-    def unlinked(self) -> bool:
-        """Return whether the file has no name any more."""
-        return os.fstat(self.fd).st_nlink == 0
-
     def read(self, now_ns: int) -> Reading:
         """Read every slot once, each consistent in itself.
 

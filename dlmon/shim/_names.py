@@ -17,9 +17,12 @@ FALLBACK = "loader"
 _OURS = ("torch", "torchdata", "dlmon")
 _STORES = ("STORE_FAST", "STORE_NAME", "STORE_GLOBAL", "STORE_DEREF")
 
-_given: dict[int, tuple[weakref.ref[Any], str]] = {}
-_built: dict[int, tuple[weakref.ref[Any], str]] = {}
-_assigned: dict[int, tuple[weakref.ref[Any], str]] = {}
+Names = dict[int, "tuple[weakref.ref[Any], str]"]
+"""By id() of a loader, which need not be hashable, with a reference that tells if it still is."""
+
+_given: Names = {}
+_built: Names = {}
+_assigned: Names = {}
 
 
 def give(loader: Any, name: str) -> None:
@@ -30,25 +33,22 @@ def give(loader: Any, name: str) -> None:
 
 def built(loader: Any) -> None:
     """Remember where `loader` is being built; called from within its `__init__`."""
-    if id(loader) not in _built or _built[id(loader)][0]() is not loader:
+    if _recall(_built, loader) is None:
         _remember(_built, loader, _site_name(_user_frame()))
 
 
 def of(loader: Any) -> str:
     """Return the name of `loader`, without regard to others of the same name."""
-    for names in (_given, _built):
-        entry = names.get(id(loader))
-        if entry is not None and entry[0]() is loader:
-            return entry[1]
-    name = _place(_user_frame())  # built before instrument(): where it is first iterated
-    _remember(_built, loader, name)
+    name = _recall(_given, loader) or _recall(_built, loader)
+    if name is None:  # built before instrument(): where it is first iterated
+        name = _place(_user_frame())
+        _remember(_built, loader, name)
     return name
 
 
 def assigned(loader: Any) -> str | None:
     """Return the name `loader` was given among others of its name, None if it was not yet."""
-    entry = _assigned.get(id(loader))
-    return entry[1] if entry is not None and entry[0]() is loader else None
+    return _recall(_assigned, loader)
 
 
 def assign(loader: Any, name: str) -> None:
@@ -63,7 +63,12 @@ def clean(name: object) -> str:
     return text[:MAX_LENGTH] or FALLBACK
 
 
-def _remember(names: dict[int, tuple[weakref.ref[Any], str]], loader: Any, name: str) -> None:
+def _recall(names: Names, loader: Any) -> str | None:
+    entry = names.get(id(loader))
+    return entry[1] if entry is not None and entry[0]() is loader else None
+
+
+def _remember(names: Names, loader: Any, name: str) -> None:
     key = id(loader)
 
     def forget(gone: weakref.ref[Any]) -> None:
@@ -78,7 +83,7 @@ def _user_frame() -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
-        if module.partition(".")[0] not in _OURS or module.startswith("dlmon.demo"):
+        if module.partition(".")[0] not in _OURS:
             return frame
         frame = frame.f_back
     return None

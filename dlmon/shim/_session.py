@@ -291,7 +291,7 @@ def _unused(path: str, age: float) -> bool:
     finally:
         segment.close()
     pid, began = reading.info.get("pid"), reading.info.get("start_ticks")
-    lost_its_lock = isinstance(pid, int) and began == _run.start_ticks(pid)
+    lost_its_lock = isinstance(pid, int) and began and began == _run.start_ticks(pid)
     held = (reading.rank_holder, *reading.worker_holders)
     alive = lost_its_lock or any(holder is not None for holder in held)
     return not alive and (bool(reading.rank["goodbye"]) or age > STALE_SECONDS)

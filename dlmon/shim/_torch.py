@@ -25,7 +25,6 @@ DATALOADER = "torch.utils.data.dataloader"
 WORKER = "torch.utils.data._utils.worker"
 FETCH = "torch.utils.data._utils.fetch"
 
-ITERATOR_METHODS = ("__init__", "_reset", "__next__")
 WORKER_LOOP = "_worker_loop"
 WORKER_ID = "worker_id"
 WORKER_ID_POSITION = 10

@@ -37,10 +37,7 @@ class WorkerLoop:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run torch's loop, observed if this process is a worker of an observed iterator."""
         assignment = getattr(self._session.building, "segment", None)
-        recorded = _Recorded(self._session, assignment, self._original, args, kwargs)
-        result = self._original(*args, **kwargs)
-        recorded.goodbye()
-        return result
+        return _run_observed(self._session, assignment, self._original, args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         assignment = getattr(self._session.building, "segment", None)
@@ -73,55 +70,54 @@ class ObservedLoop:
         original = _patch.original_worker_loop(self._module)
         if session is None:
             return original(*args, **kwargs)
-        recorded = _Recorded(session, self._assignment, original, args, kwargs)
-        result = original(*args, **kwargs)
-        recorded.goodbye()
-        return result
+        return _run_observed(session, self._assignment, original, args, kwargs)
 
 
-class _Recorded:
-    """A worker's membership in its segment; without one it does nothing."""
-
-    def __init__(
-        self,
-        session: Session,
-        assignment: Assignment | None,
-        original: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> None:
-        self._slot: memoryview[int] | None = None
-        try:
-            # A worker is a process of its own, in its main thread: some libraries run
-            # `_worker_loop` in threads of the rank.
-            if assignment is None or threading.current_thread() is not threading.main_thread():
-                return
-            if os.path.basename(assignment[0]).startswith(f"{os.getpid()}-"):
-                return
+def _run_observed(
+    session: Session,
+    assignment: Assignment | None,
+    original: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """Run torch's loop as a writer of its worker's slot, or unobserved where that cannot be."""
+    slot = None
+    try:
+        if assignment is not None and _is_worker(assignment):
             worker = kwargs.get(_torch.WORKER_ID)
             if worker is None:
                 worker = args[_torch.worker_id_position(original)]
-            self._join(session, assignment, int(worker))
-        except Exception:
-            _guard.swallow()
+            slot = _join(session, assignment, int(worker))
+    except Exception:
+        _guard.swallow()
+    result = original(*args, **kwargs)
+    if slot is not None:  # an orderly end; the kernel gives the byte back after it
+        slot[_at("goodbye_generation")] = slot[_at("attested_generation")]
+    return result
 
-    def _join(self, session: Session, assignment: Assignment, worker: int) -> None:
-        path, generation = assignment
-        segment = attach(path, worker, generation)
-        if segment is None:
-            return
-        first = layout.cell_index(worker + 1, "lock")
-        slot = segment.cells[first : first + layout.WORKER_SLOT_SIZE // layout.CELL]
-        session.worker = FetchRecorder(segment, worker + 1)
-        slot[_at("pid")] = os.getpid()
-        slot[_at("start_ticks")] = _run.start_ticks(os.getpid())
-        slot[_at("attested_generation")] = generation  # last: from here on the slot speaks for us
-        self._slot = slot
 
-    def goodbye(self) -> None:
-        """Say that the worker ended in order; the kernel gives its byte back afterwards."""
-        if self._slot is not None:
-            self._slot[_at("goodbye_generation")] = self._slot[_at("attested_generation")]
+def _is_worker(assignment: Assignment) -> bool:
+    """Return whether this is a process of its own, in its main thread.
+
+    Some libraries run `_worker_loop` in threads of the rank.
+    """
+    in_rank = os.path.basename(assignment[0]).startswith(f"{os.getpid()}-")
+    return not in_rank and threading.current_thread() is threading.main_thread()
+
+
+def _join(session: Session, assignment: Assignment, worker: int) -> memoryview[int] | None:
+    """Take a worker's slot and return its cells, None if it is not this process's any more."""
+    path, generation = assignment
+    segment = attach(path, worker, generation)
+    if segment is None:
+        return None
+    first = layout.cell_index(worker + 1, "lock")
+    slot = segment.cells[first : first + layout.WORKER_SLOT_SIZE // layout.CELL]
+    session.worker = FetchRecorder(segment, worker + 1)
+    slot[_at("pid")] = os.getpid()
+    slot[_at("start_ticks")] = _run.start_ticks(os.getpid())
+    slot[_at("attested_generation")] = generation  # last: from here on the slot speaks for us
+    return slot
 
 
 def _at(name: str) -> int:
