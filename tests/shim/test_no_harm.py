@@ -368,12 +368,13 @@ MANY = """
         for _ in loader:
             if number % 2:
                 break
-    print("FACTS", json.dumps([before, state()]), flush=True)
+    print("FACTS", json.dumps({"before": before, "after": state()}), flush=True)
 """
 
 
 def test_a_thousand_iterators_leave_nothing(run_job: JobStarter) -> None:
-    before, after = facts(run_job(MANY))
+    told = facts(run_job(MANY))
+    before, after = told["before"], told["after"]
     assert after.pop("objects") - before.pop("objects") < 50
     assert after == before
 
