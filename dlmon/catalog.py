@@ -64,6 +64,8 @@ RANK_LABELS = ("run", "rank")
 LOADER_LABELS = (*RANK_LABELS, "loader")
 WORKER_LABELS = (*LOADER_LABELS, "worker")
 
+FETCH_HOOKS = ("worker_loop", "map_fetch", "iterable_fetch")
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -77,6 +79,7 @@ class Metric:
         help: One line: what it means, at its extremes too where that is not plain.
         values: The closed set of the last label's values, all exported from birth; empty if open.
         lean: For a worker's metric: kept with `metrics.per_worker: lean`.
+        needs: The shim's hooks without which it is not known, and therefore absent.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Metric:
     help: str
     values: tuple[str, ...] = ()
     lean: bool = False
+    needs: tuple[str, ...] = ()
 
     @property
     def subject(self) -> Subject:
@@ -268,6 +272,7 @@ LOADER_SAMPLES = Metric(
     LOADER_LABELS,
     "Samples fetched, counted at collate, so that a short last batch counts what it holds; 1 each"
     " with batch_size=None. Runs ahead of the batches delivered by what is prefetched.",
+    needs=FETCH_HOOKS,
 )
 LOADER_EPOCHS = Metric(
     "dlmon_loader_epochs_total",
@@ -291,6 +296,7 @@ LOADER_DISCARDED = Metric(
     LOADER_LABELS,
     "Batches fetched and never delivered because the loop left its iteration early: work done for"
     " nothing.",
+    needs=FETCH_HOOKS,
 )
 LOADER_LAST_DELIVERY = Metric(
     "dlmon_loader_last_delivery_timestamp_seconds",
@@ -328,6 +334,7 @@ LOADER_FETCH = Metric(
     LOADER_LABELS,
     "How long it took to read and collate one batch, in a worker or, with num_workers=0, in the"
     " training process; successful fetches only.",
+    needs=FETCH_HOOKS,
 )
 LOADER_CAPACITY = Metric(
     "dlmon_loader_prefetch_capacity_batches",
@@ -343,6 +350,7 @@ LOADER_OUTSTANDING = Metric(
     Unit.BATCHES,
     LOADER_LABELS,
     "Batches dispatched to workers in this iteration and not yet delivered.",
+    needs=("dispatch",),
 )
 LOADER_READY = Metric(
     "dlmon_loader_ready_batches",
@@ -352,6 +360,7 @@ LOADER_READY = Metric(
     "Batches fetched in this iteration and not yet delivered, those held for order included: 0 the"
     " loop has to wait, at capacity the loop is the slower side. An item counts from its collate"
     " on, before its worker's feeder thread pickled it, so one that cannot be pickled stays ready.",
+    needs=FETCH_HOOKS,
 )
 LOADER_REORDER = Metric(
     "dlmon_loader_reorder_batches",
@@ -360,6 +369,7 @@ LOADER_REORDER = Metric(
     LOADER_LABELS,
     "Of the ready batches, those that in_order=True holds back behind a slower worker; inferred"
     " from per-worker counts, absent where they do not tell.",
+    needs=FETCH_HOOKS,
 )
 LOADER_TIMEOUTS = Metric(
     "dlmon_loader_timeouts_total",
@@ -390,6 +400,7 @@ LOADER_WORKER_EXITS = Metric(
     (*LOADER_LABELS, "reason"),
     "Worker processes that ended, by how; lost where the kernel did not tell.",
     values=EXIT_REASONS,
+    needs=("shutdown",),
 )
 LOADER_LAST_ABNORMAL_EXIT = Metric(
     "dlmon_loader_last_abnormal_exit_timestamp_seconds",
@@ -409,6 +420,7 @@ WORKER_UP = Metric(
     "1 while the kernel attests that the worker lives, 0 after it died without an orderly end,"
     " absent between iterations and after a normal end.",
     lean=True,
+    needs=("worker_loop",),
 )
 WORKER_STATE = Metric(
     "dlmon_worker_state",
@@ -417,6 +429,7 @@ WORKER_STATE = Metric(
     WORKER_LABELS,
     "What the worker does now: 0 idle, 1 fetching, 2 handing_over (fetched, not yet received while"
     " the rank waits), 3 stopped, 4 hung, 5 dead, 6 zombie.",
+    needs=FETCH_HOOKS,
 )
 WORKER_LAST_PROGRESS = Metric(
     "dlmon_worker_last_progress_timestamp_seconds",
@@ -425,6 +438,7 @@ WORKER_LAST_PROGRESS = Metric(
     WORKER_LABELS,
     "When the worker last began or ended a fetch; absent before the first. An idle worker makes"
     " none either.",
+    needs=FETCH_HOOKS,
 )
 WORKER_BATCHES = Metric(
     "dlmon_worker_batches_total",
@@ -433,6 +447,7 @@ WORKER_BATCHES = Metric(
     WORKER_LABELS,
     "Batches fetched in this slot, by all processes it has had.",
     lean=True,
+    needs=FETCH_HOOKS,
 )
 WORKER_FETCH_SECONDS = Metric(
     "dlmon_worker_fetch_seconds_total",
@@ -442,6 +457,7 @@ WORKER_FETCH_SECONDS = Metric(
     "Time spent fetching in this slot, the open fetch included; a rate of 1 is a worker that never"
     " rests, 0 one that has nothing to do.",
     lean=True,
+    needs=FETCH_HOOKS,
 )
 WORKER_CPU_SECONDS = Metric(
     "dlmon_worker_cpu_seconds_total",

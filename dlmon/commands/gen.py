@@ -1,4 +1,4 @@
-"""Regenerate the documents that come from code: metrics, segment and configuration.
+"""Regenerate the documents that come from code: metrics, segment, configuration, torch's names.
 
 Works in a source checkout. With --check nothing is written: what differs is listed, and the exit
 status is 1 if anything does.
@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from dlmon.agent.config import SETTINGS
-from dlmon.gen import configuration, metrics, segment
+from dlmon.gen import configuration, metrics, segment, torch_versions
 from dlmon.gen.files import differing, source_root, write
 
 
@@ -27,6 +27,7 @@ def documents() -> dict[str, str]:
         "docs/metrics.md": metrics.render(),
         "docs/segment.md": segment.render(),
         "docs/configuration.md": configuration.render(SETTINGS),
+        "docs/torch-versions.md": torch_versions.render(),
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from dlmon.catalog import LOADER_INFO, LOADER_LABELS
 from dlmon.observe.snapshot import Histogram, Loader, Worker, WorkerState
 from dlmon.segment import layout, meaning, phases
-from dlmon.segment.layout import ERRORS, EXIT_REASONS, Phase
+from dlmon.segment.layout import ERRORS, EXIT_REASONS, HOOKS, Phase
 from dlmon.segment.reader import Cells, Reading
 
 NANOSECONDS = 1_000_000_000
@@ -50,6 +50,9 @@ class Seen:
     pid: int | None = None
     cpu_seconds: float | None = None
     resident_bytes: int | None = None
+
+
+_OF_WORKERS = {"worker_loop", "dispatch", "shutdown"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,7 @@ def loader(name: str, parts: Sequence[Part], clock: Clock) -> tuple[Loader, int]
         worker_exits=_by_name(ranks, "worker_exits", EXIT_REASONS),
         last_abnormal_exit=clock.moment(max(rank["last_abnormal_exit_ns"] for rank in ranks)),
         workers=_workers(parts, clock),
+        missing_hooks=tuple(sorted(set().union(*map(_missing_hooks, parts)))),
     )
     return found, sum(f.clamped for f in fills)
 
@@ -222,6 +226,16 @@ def _printable(character: str) -> str:
 def _fetch_groups(part: Part) -> list[Cells]:
     """Return the slots that fetch: the workers, or the rank itself without any."""
     return list(part.reading.workers) or [part.reading.rank]
+
+
+def _missing_hooks(part: Part) -> set[str]:
+    """Return the hooks that a segment's writer lacks; 0 is one just made, or one without the cell.
+
+    Without workers there is none to be started, to be given tasks or to be shut down.
+    """
+    bits = part.reading.rank["hooks"]
+    without = {hook for i, hook in enumerate(HOOKS) if bits and not bits >> i & 1}
+    return without if part.reading.layout.workers else without - _OF_WORKERS
 
 
 def _consumed(rank: Cells) -> int:

@@ -111,9 +111,8 @@ class Observer:
             by_loader[text(tracked.reading.info.get("loader", ""))].append(part)
             if not living:
                 orphans += sum(h is not None for h in tracked.reading.worker_holders)
-        hooks = 0
-        for tracked in group:
-            hooks |= tracked.reading.rank["hooks"]
+        found = self._loaders(who, by_loader, clock)
+        missing = {hook for loader in found for hook in loader.missing_hooks}
         return Rank(
             run=who.run,
             rank=who.rank,
@@ -122,11 +121,11 @@ class Observer:
             died=None if living else max(t.died or 0.0 for t in own),
             started=first.reading.layout.created_ns / loaders.NANOSECONDS,
             info={key: text(chosen.reading.info.get(key, "")) for key in INFO},
-            hooks={hook: bool(hooks >> i & 1) for i, hook in enumerate(HOOKS)},
+            hooks={hook: hook not in missing for hook in HOOKS},
             shim_errors=sum(max(0, t.reading.rank["shim_errors"]) for t in group),
             orphan_workers=orphans,
             process=processes.rank_process(attested) if attested else Process(),
-            loaders=self._loaders(who, by_loader, clock),
+            loaders=found,
         )
 
     def _loaders(

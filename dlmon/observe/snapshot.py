@@ -95,6 +95,8 @@ class Loader:
         worker_exits: Worker processes ended, by `layout.EXIT_REASONS`; every key present.
         last_abnormal_exit: Unix time, None if never.
         workers: One per slot, in order; empty with num_workers=0.
+        missing_hooks: Those of `layout.HOOKS` that the shim could not place for it; what needs them
+            is 0 here.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Loader:
     worker_exits: Mapping[str, int]
     last_abnormal_exit: float | None
     workers: tuple[Worker, ...]
+    missing_hooks: tuple[str, ...] = ()
 
     @property
     def wait_ratio(self) -> float | None:

@@ -167,7 +167,7 @@ _RANK = (
     ("last_delivery_ns", "ns", 1, "when the last batch was delivered; in state LOOP see `updated`"),
     ("last_iteration_ns", "ns", 1, "when the last iteration began"),
     ("dispatched", "count", 1, "tasks given to workers in this iteration"),
-    ("raised", "count", 1, "tasks of this iteration that came back as an exception"),
+    ("raised", "count", 1, "tasks of this iteration that came back and gave the loop no batch"),
     ("timeouts", "count", 1, "expiries of the loader's `timeout`"),
     ("errors", "count", len(ERRORS), "exceptions that reached the loop, by ERRORS"),
     ("worker_starts", "count", 1, "worker processes started"),

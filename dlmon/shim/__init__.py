@@ -68,9 +68,11 @@ def name(loader: _Loader, name: str) -> _Loader:
         The same loader, so that a call can be wrapped around where it is built.
     """
     try:
-        from dlmon.shim import _names
+        from dlmon.shim import _names, _patch
 
         _names.give(loader, name)
+        if (session := _patch.session()) is not None:
+            session.rename(loader)
     except Exception:
         _guard.swallow()
     return loader

@@ -1,4 +1,4 @@
-"""Where the rank's cells are, counted from the start of its slot."""
+"""Where cells are: the rank's from the start of its slot, a fetching process's within its group."""
 
 from __future__ import annotations
 
@@ -40,3 +40,23 @@ HOOKS = _at("hooks")
 SHIM_ERRORS = _at("shim_errors")
 WAIT_HISTOGRAM = _at("wait_histogram")
 STEP_HISTOGRAM = _at("step_histogram")
+
+
+def _in_group(name: str) -> int:
+    """Return where a field is within the fetch group, which is the same in either kind of slot."""
+    fields = layout.FIELDS[layout.Scope.WORKER]
+    return (fields[name].offset - fields["fetch_updating"].offset) // layout.CELL
+
+
+FETCH_UPDATING = _in_group("fetch_updating")
+FETCH_UPDATED = _in_group("fetch_updated")
+FETCH_BEGUN = _in_group("fetch_begun")
+FETCH_FAILED = _in_group("fetch_failed")
+SAMPLES_EACH = _in_group("samples_each")
+SAMPLES_BASE = _in_group("samples_base")
+FETCH_NS = _in_group("fetch_ns")
+FETCH_ITERATION = _in_group("fetch_iteration")
+FETCHED_BEFORE = _in_group("fetched_before")
+FAILED_BEFORE = _in_group("failed_before")
+FETCH_HISTOGRAM = _in_group("fetch_histogram")
+FETCH_CELLS = FETCH_HISTOGRAM + layout.HISTOGRAM_BUCKETS

@@ -26,12 +26,26 @@ def swallow() -> None:
     What a signal handler raised while one of ours ran is not ours: it is raised again.
     """
     global errors
-    if _from_signal_handler():
-        raise  # noqa: PLE0704  # called from except blocks only
+    pass_on_a_signal_handlers()
     errors += 1
     if strict:
         raise  # noqa: PLE0704
-    _log.debug("error inside dlmon, the job is not affected", exc_info=True)
+    kind = type(sys.exc_info()[1]).__name__
+    try:
+        warn_once(
+            f"an error inside dlmon ({kind}): the job is not affected, but may be observed in part "
+            "only; the logger `dlmon` has the traceback at level DEBUG",
+            kind="error",
+        )
+        _log.debug("error inside dlmon, the job is not affected", exc_info=True)
+    except Exception:  # a handler of the job's that fails, an exception that cannot be shown
+        pass_on_a_signal_handlers()
+
+
+def pass_on_a_signal_handlers() -> None:
+    """Raise the exception being handled again if a signal handler raised it."""
+    if _from_signal_handler():
+        raise  # noqa: PLE0704  # called from except blocks only
 
 
 def _from_signal_handler() -> bool:
@@ -51,8 +65,13 @@ def _code(handler: object) -> object:
     return getattr(call, "__code__", None) or getattr(method, "__code__", None)
 
 
-def warn_once(message: str) -> None:
-    """Say something once per process, by logging, which no filter turns into an error."""
-    if message not in _said:
-        _said.add(message)
+def warn_once(message: str, kind: str = "") -> None:
+    """Say something once per process, by logging, which no filter turns into an error.
+
+    Args:
+        message: What to say.
+        kind: Say only one message of this kind.
+    """
+    if (kind or message) not in _said:
+        _said.add(kind or message)
         _log.warning("dlmon: %s", message)

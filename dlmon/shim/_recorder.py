@@ -8,14 +8,13 @@ end, another loader in between, an error) goes through the methods of `IteratorR
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dlmon.segment import layout, phases
+from dlmon.segment import layout
 from dlmon.segment.layout import ERRORS, LOOP, STATE_BITS, Phase
 from dlmon.segment.writer import Segment
 from dlmon.shim import _exits, _guard, _torch
@@ -32,84 +31,19 @@ from dlmon.shim._cells import (
     RAISED,
     SHIM_ERRORS,
     STARTUPS,
-    STEP_HISTOGRAM,
-    STEP_NS,
     TIMEOUTS,
-    UPDATED,
-    UPDATING,
     WAIT_HISTOGRAM,
-    WAIT_NS,
     WORKER_STARTS,
 )
 from dlmon.shim._fetch import FetchRecorder
 from dlmon.shim._ledger import Ledger, Update
+from dlmon.shim._torch_names import TORCHDATA
 
-if TYPE_CHECKING:
-    from dlmon.shim._session import Session
-
-
-_PAUSE_FLOOR = phases.PAUSE_FLOOR_NS
 _GENERATION = layout.cell_index(0, "generation")
-
-Next = Callable[[Any], Any]
-
-
-def hooked(session: Session, original: Next) -> Next:
-    """Return what stands in for torch's `__next__`: the same, recorded.
-
-    A usual batch, one more after an unbroken step, is recorded here, all in one function, because
-    a call more is a twentieth of what may be spent. Everything else is the recorder's.
-    """
-    recorder_of = session.live.get
-
-    @functools.wraps(original)
-    def __next__(self: Any) -> Any:
-        recorder = recorder_of(id(self))
-        if recorder is None:
-            return original(self)
-        entered = monotonic_ns()
-        looping = recorder.looping
-        if looping:
-            recorder.cells[ENTERED] = entered
-        else:
-            recorder.entered(self, entered)
-        try:
-            batch = original(self)
-        except BaseException as error:
-            recorder.ended_by(self, entered, error)
-            raise
-        try:
-            now = monotonic_ns()
-            step = entered - recorder.since
-            if not looping or step > _PAUSE_FLOOR:
-                recorder.delivered(self, entered, now)
-                return batch
-            cells = recorder.cells
-            cells[UPDATING] = now
-            wait = now - entered
-            recorder.wait_ns = wait_ns = recorder.wait_ns + wait
-            cells[WAIT_NS] = wait_ns
-            recorder.step_ns = step_ns = recorder.step_ns + step
-            cells[STEP_NS] = step_ns
-            bucket = wait.bit_length()
-            waits = recorder.waits
-            waits[bucket] = count = waits[bucket] + 1
-            cells[WAIT_HISTOGRAM + bucket] = count
-            bucket = step.bit_length()
-            steps = recorder.steps
-            steps[bucket] = count = steps[bucket] + 1
-            cells[STEP_HISTOGRAM + bucket] = count
-            if recorder.counts_dispatched:
-                cells[DISPATCHED] = (
-                    recorder.dispatched(self) if recorder.iterable else self._send_idx
-                )
-            recorder.since = now
-            cells[UPDATED] = now
-        except Exception:
-            recorder.swallow()
-        return batch
-
-    return __next__
+IN_WORKERS = sum(
+    1 << layout.HOOKS.index(hook) for hook in ("worker_loop", "map_fetch", "iterable_fetch")
+)
+DISPATCH = 1 << layout.HOOKS.index("dispatch")
 
 
 class IteratorRecorder(Ledger):
@@ -117,8 +51,9 @@ class IteratorRecorder(Ledger):
 
     Attributes:
         alive: A weak reference to the iterator.
-        loader_id: id() of the loader, to tell two loaders of one name apart.
+        loader: A weak reference to the loader, to tell two of one name apart.
         name: The loader's name.
+        info: What the segment says of its owner.
         fetch: The rank's own fetching, with num_workers=0.
         counts_dispatched, iterable: How the tasks dispatched can be counted.
         thread: The thread that iterates.
@@ -131,13 +66,17 @@ class IteratorRecorder(Ledger):
         "_in_next",
         "_paused",
         "_paused_by",
+        "_persistent",
         "_raised",
+        "_resumable",
+        "_skipping",
         "alive",
         "counts_dispatched",
         "exits",
         "fetch",
+        "info",
         "iterable",
-        "loader_id",
+        "loader",
         "name",
         "released",
         "thread",
@@ -153,20 +92,30 @@ class IteratorRecorder(Ledger):
         super().__init__(segment)
         self._generation = segment.cells[_GENERATION]
         self.alive = weakref.ref(iterator)
-        self.loader_id = id(loader)
+        self.loader = weakref.ref(loader)
         self.name = name
         multiprocess = segment.workers > 0
-        self.counts_dispatched = multiprocess
-        self.iterable = False
+        self.counts_dispatched = multiprocess and bool(self.cells[HOOKS] & DISPATCH)
+        self.iterable = _torch.iterable(loader)
+        self._persistent = bool(getattr(loader, "persistent_workers", False))
+        self.info: dict[str, Any] = {}
         self.fetch = None if multiprocess else FetchRecorder(segment, 0)
-        self.exits = _exits.WorkerExits()
+        self.exits = _exits.WorkerExits(segment, self.cells)
         self._raised = 0
         self._in_next = False
+        self._resumable = _torch.family(iterator) == TORCHDATA
+        self._skipping = False
         self._first_reset = multiprocess  # torch resets a multi-process iterator when made
         self._paused: list[IteratorRecorder] = []
         self._paused_by: IteratorRecorder | None = None
         self.thread = 0
         self.released = False
+
+    def tell(self, info: dict[str, Any]) -> None:
+        """Have the segment say this of its owner."""
+        self.info = info
+        with Update(self):
+            self.segment.set_info(info)
 
     def begin(self, now: int, others: list[IteratorRecorder]) -> None:
         """Open an iteration at `now`; a gap of another loader in this thread becomes a pause."""
@@ -190,7 +139,11 @@ class IteratorRecorder(Ledger):
         """
         if self._first_reset:
             self._first_reset = False
-            self.cells[WORKER_STARTS] += len(getattr(iterator, "_workers", ()))
+            workers = getattr(iterator, "_workers", ())
+            if any(isinstance(worker, threading.Thread) for worker in workers):
+                self.cells[HOOKS] &= ~IN_WORKERS  # MONAI's: what they fetch is not recorded
+            else:
+                self.cells[WORKER_STARTS] += self.segment.workers
             return
         self._finish(now)
         self.begin(now, others)
@@ -225,8 +178,8 @@ class IteratorRecorder(Ledger):
         """Enter a `next()` that does not follow an unbroken step."""
         try:
             if self.phase is Phase.STARTUP:
-                self.thread = threading.get_ident()
-                self.iterable = _torch.iterable(iterator)
+                self._iterated_by(threading.get_ident())
+                self._skipping = self._resumable and _torch.resuming()
                 if self.counts_dispatched:
                     self.cells[DISPATCHED] = self._probe_dispatched(iterator)
             elif self.phase is not Phase.IDLE:
@@ -246,6 +199,10 @@ class IteratorRecorder(Ledger):
         if self.phase is Phase.IDLE:
             return
         with Update(self, now) as cells:
+            if self._skipping:
+                self._raised += 1
+                cells[RAISED] = self._raised
+                return
             if self.phase is Phase.STARTUP:
                 cells[STARTUPS] += 1
                 self.add(Phase.STARTUP, now - self.since)
@@ -271,12 +228,12 @@ class IteratorRecorder(Ledger):
                     self._count_error(iterator, error)
             if ended:
                 self._finish(now)
-                if not getattr(iterator, "_persistent_workers", False):
+                if not self._persistent:
                     self._release()
         except Exception:
             self.swallow()
 
-    def shutting_down(self, original: Next, iterator: Any) -> Any:
+    def shutting_down(self, original: Callable[[Any], Any], iterator: Any) -> Any:
         """Call torch's `_shutdown_workers` and record it as teardown."""
         if self.segment.cells[_GENERATION] != self._generation:
             return original(iterator)  # it is over, and another iterator has the segment by now
@@ -288,7 +245,7 @@ class IteratorRecorder(Ledger):
             return original(iterator)
         finally:
             try:
-                self.exits.record(self.cells, iterator)
+                self.exits.leave(iterator)
                 if not self._in_next:  # else what `next()` raises will end the iteration
                     self.gone()
             except Exception:
@@ -298,6 +255,10 @@ class IteratorRecorder(Ledger):
         """Close whatever is open: the iterator does not exist any more, or has no workers."""
         self._finish(monotonic_ns())
         self._release()
+
+    def forget(self) -> None:
+        """Write nothing more: the cells are another process's."""
+        self.looping, self.phase = False, Phase.IDLE
 
     def _release(self) -> None:
         self.released = True
@@ -314,13 +275,20 @@ class IteratorRecorder(Ledger):
         self.cells[SHIM_ERRORS] += 1
         _guard.swallow()
 
+    def _iterated_by(self, thread: int) -> None:
+        """Note which thread asks for batches; one that did not ask for the iterator reads ahead."""
+        if thread != self.thread:
+            self.thread = thread
+            self.info["config"]["read_ahead"] = _torch.read_ahead("")
+            self.segment.set_info(self.info)
+
     def _probe_dispatched(self, iterator: Any) -> int:
         """Return the tasks dispatched; stop counting them if this torch does not tell."""
         try:
             return self.dispatched(iterator)
         except AttributeError:
             self.counts_dispatched = False
-            self.cells[HOOKS] &= ~(1 << layout.HOOKS.index("dispatch"))
+            self.cells[HOOKS] &= ~DISPATCH
             return 0
 
     def _count_error(self, iterator: Any, error: Exception) -> None:
@@ -332,7 +300,7 @@ class IteratorRecorder(Ledger):
         cells[RAISED] = self._raised
         if self.counts_dispatched:
             cells[DISPATCHED] = self.dispatched(iterator)
-        self.exits.record(cells, iterator)
+        self.exits.record(iterator)
 
     def _close_next(self, entered: int, now: int, ended: bool) -> None:
         """Close a `next()` that delivered nothing."""

@@ -14,32 +14,74 @@ from contextlib import suppress
 MAX_LENGTH = 256
 """Of each fact, in characters: all of them fit the info text."""
 
+MOST_ANCESTORS = 32
+_FIELDS = 20  # of /proc/<pid>/stat that are used, from the third on
+
 _LOCAL_RANK = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
 _RANK = ("DLMON_RANK", "RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+_WITHOUT_SRUN = tuple(name for name in _RANK[1:] if name != "SLURM_PROCID")
 _WORLD_SIZE = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
-def rank(env: Mapping[str, str]) -> str:
-    """Return the global rank the launcher gave, "0" without one."""
+def rank(env: Mapping[str, str], distributed: tuple[int, int] | None = None) -> str:
+    """Return the global rank that DLMON_RANK, torch.distributed or the launcher gives, else "0".
+
+    Args:
+        env: The environment.
+        distributed: Rank and world size of torch.distributed, None while it is not initialised.
+    """
+    if distributed is not None and not env.get("DLMON_RANK"):
+        return str(distributed[0])
     return _first(env, _RANK) or "0"
 
 
-def run(env: Mapping[str, str]) -> str:
+def local_rank(env: Mapping[str, str]) -> str:
+    """Return the rank within its node that the launcher gave, "" without one."""
+    return _first(env, _LOCAL_RANK)
+
+
+def run(env: Mapping[str, str], distributed: tuple[int, int] | None = None) -> str:
     """Return what names this launch: the launcher's own id, else script, pid and start time.
 
-    Two jobs never share it by accident; all ranks that one launcher started on a node do.
+    Two jobs never share it by accident; all ranks that one launcher started on a node do. The
+    launcher may be the first rank itself, as in Lightning.
     """
     if env.get("DLMON_RUN"):
         return env["DLMON_RUN"]
-    if env.get("SLURM_JOB_ID"):
-        step = env.get("SLURM_STEP_ID", "")
-        return f"slurm-{env['SLURM_JOB_ID']}" + (f".{step}" if step else "")
+    if env.get("SLURM_JOB_ID") and env.get("SLURM_STEP_ID"):
+        return f"slurm-{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}"
     elastic = env.get("TORCHELASTIC_RUN_ID", "")
     if elastic not in ("", "none"):  # `none` is torchrun's default, the same for every launch
         return elastic
-    launched = bool(elastic or _first(env, _RANK[1:]))
+    ranks = _RANK[1:] if env.get("SLURM_STEP_ID") else _WITHOUT_SRUN
+    launched = bool(elastic or _first(env, ranks)) or local_rank(env) not in ("", "0")
+    if distributed is not None and is_multiprocessing_child():
+        launched = True
     launcher = os.getppid() if launched else os.getpid()
-    return f"{_base(script())}-{launcher}-{start_ticks(launcher)}"
+    own = f"{_base(script())}-{launcher}-{start_ticks(launcher)}"
+    # A batch script may run several things side by side: without srun they are no step.
+    return f"slurm-{env['SLURM_JOB_ID']}/{own}" if env.get("SLURM_JOB_ID") else own
+
+
+def within(run: str) -> str:
+    """Return a name for a job that a rank of `run` has started and that inherited its name."""
+    return f"{run}/{_base(script())}-{os.getpid()}-{start_ticks(os.getpid())}"
+
+
+def is_multiprocessing_child() -> bool:
+    """Return whether `multiprocessing` started this process."""
+    module = sys.modules.get("multiprocessing.process")
+    return module is not None and module.parent_process() is not None
+
+
+def ancestors() -> list[int]:
+    """Return the pids of this process's parent, its parent and so on, as far as they are known."""
+    found: list[int] = []
+    pid = os.getppid()
+    while pid > 1 and len(found) < MOST_ANCESTORS:
+        found.append(pid)
+        pid = int(_stat(pid)[1])
+    return found
 
 
 def script() -> str:
@@ -54,13 +96,23 @@ def script() -> str:
 
 def start_ticks(pid: int) -> int:
     """Return when a process began, field 22 of /proc/<pid>/stat, in clock ticks; 0 if gone."""
-    with suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as stat:
-        return int(stat.read().rpartition(b")")[2].split()[19])
-    return 0
+    return int(_stat(pid)[19])
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of /proc/<pid>/stat from the third on, zeros if it is gone."""
+    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+        if len(fields) >= _FIELDS:
+            return fields
+    return [b"0"] * _FIELDS
 
 
 def identity(
-    env: Mapping[str, str], chosen: Mapping[str, str], torch_version: str
+    env: Mapping[str, str],
+    chosen: Mapping[str, str],
+    torch_version: str,
+    distributed: tuple[int, int] | None = None,
 ) -> dict[str, str | None]:
     """Return who this process is, for its segments and its workers.
 
@@ -68,6 +120,7 @@ def identity(
         env: The environment.
         chosen: run, rank, dir as the user gave them to `instrument()`; they win.
         torch_version: "" if not known.
+        distributed: Rank and world size of torch.distributed, None while it is not initialised.
 
     Returns:
         run, rank, dir (None for the default), root ("pid-start", which tells apart two processes
@@ -80,16 +133,16 @@ def identity(
     with suppress(KeyError):
         user = pwd.getpwuid(os.getuid()).pw_name
     facts = {
-        "run": chosen.get("run") or run(env),
-        "rank": chosen.get("rank") or rank(env),
+        "run": chosen.get("run") or run(env, distributed),
+        "rank": chosen.get("rank") or rank(env, distributed),
         "root": f"{pid}-{start_ticks(pid)}",
         "user": user,
         "script": script(),
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": torch_version,
         "dlmon": __version__,
-        "local_rank": _first(env, _LOCAL_RANK),
-        "world_size": _first(env, _WORLD_SIZE),
+        "local_rank": local_rank(env),
+        "world_size": str(distributed[1]) if distributed else _first(env, _WORLD_SIZE),
     }
     short: dict[str, str | None] = {key: value[:MAX_LENGTH] for key, value in facts.items()}
     return {**short, "dir": chosen.get("dir") or env.get("DLMON_DIR")}

@@ -1,41 +1,69 @@
-"""Every private name of torch that dlmon uses, and how it is found: by name, at install.
+"""What is asked of torch: by name, at install and when something unusual happens.
 
-torch is the job's: nothing here imports it. A name that is missing costs what hangs on it
-(`dlmon_shim_hook_active 0`), never an error.
-
-| name | hook | for | run on |
-|---|---|---|---|
-| `dataloader.DataLoader.__init__` | build | a loader's default name | 2.13 |
-| `dataloader._BaseDataLoaderIter.__init__`, `_reset`, `__next__` | iterator | phases | 2.13 |
-| `dataloader._MultiProcessingDataLoaderIter._shutdown_workers` | shutdown | exits | 2.13 |
-| `_utils.worker._worker_loop` | worker_loop | worker slots | 2.13 |
-| `_utils.fetch._MapDatasetFetcher.fetch` | map_fetch | fetch times | 2.13 |
-| `_utils.fetch._IterableDatasetFetcher.fetch` | iterable_fetch | fetch times | 2.13 |
-| `_MultiProcessingDataLoaderIter`'s `_send_idx` | dispatch | outstanding batches | 2.13 |
+torch is the job's: nothing here imports it. Its private names stand in `_torch_names`.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
-from types import ModuleType
+import threading
+from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
-DATALOADER = "torch.utils.data.dataloader"
-WORKER = "torch.utils.data._utils.worker"
-FETCH = "torch.utils.data._utils.fetch"
+from dlmon.shim._torch_names import CALLS, DATALOADER, NAMES, TORCHDATA, WORKER_LOOP, Name, Place
 
-WORKER_LOOP = "_worker_loop"
 WORKER_ID = "worker_id"
 WORKER_ID_POSITION = 10
-"""Where `_worker_loop` takes its worker id, should its signature not tell."""
+"""Where `_worker_loop` takes its worker id, should a patch on it not tell."""
+
+MAX_LENGTH = 128
+"""Of a label's value, in characters."""
+
+MOST_FRAMES = 6
+"""How far up the stack a caller is looked for."""
 
 
-def loaded() -> bool:
-    """Return whether torch's DataLoader module has been imported, wholly."""
-    module = sys.modules.get(DATALOADER)
+def loaded(name: str) -> bool:
+    """Return whether a module has been imported, wholly."""
+    module = sys.modules.get(name)
     spec = getattr(module, "__spec__", None)
     return module is not None and not getattr(spec, "_initializing", False)
+
+
+def owner(place: Place) -> Any | None:
+    """Return the class or module that a place is in, None if there is none (yet)."""
+    found: Any = sys.modules.get(place.module)
+    return getattr(found, place.owner, None) if place.owner else found
+
+
+def fits(place: Place, function: Any) -> bool:
+    """Return whether `function` takes what the hook will give it.
+
+    What another library has put there may take anything.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        return True
+    names = tuple(parameters)
+    if place.takes[0] == "...":
+        return place.takes[1] in names
+    if place.takes[-1] != "...":
+        return len(names) == len(place.takes)
+    known = place.takes[:-1]
+    return len(names) == len(known) or names[: len(known)] == known
+
+
+def own(place: Place, function: Any) -> bool:
+    """Return whether `function` is torch's or torchdata's own code, and no patch on it."""
+    code = getattr(function, "__code__", None)
+    package = os.path.dirname(getattr(sys.modules.get(place.module), "__file__", None) or "")
+    return code is not None and os.path.dirname(code.co_filename) == package
 
 
 def version() -> str:
@@ -43,32 +71,74 @@ def version() -> str:
     return str(getattr(sys.modules.get("torch"), "__version__", ""))
 
 
-def find(module: str, *path: str) -> Any | None:
-    """Return an attribute of an imported module, None if any part is missing."""
-    found: Any = sys.modules.get(module)
-    for name in path:
-        if found is None:
-            return None
-        found = getattr(found, name, None)
-    return found
+def distributed() -> tuple[int, int] | None:
+    """Return (rank, world size) of torch.distributed, None unless it has been initialised."""
+    module: Any = sys.modules.get("torch.distributed")
+    if module is None or not module.is_available() or not module.is_initialized():
+        return None
+    return int(module.get_rank()), int(module.get_world_size())
 
 
-def module(name: str) -> ModuleType | None:
-    """Return an imported module, None if it is not imported."""
-    return sys.modules.get(name)
+def worker_id(worker_loop: Any, args: tuple[Any, ...], kwargs: Any) -> int:
+    """Return the worker id among the arguments with which `_worker_loop` is called."""
+    if WORKER_ID in kwargs:
+        return int(kwargs[WORKER_ID])
+    parameters = list(inspect.signature(worker_loop).parameters)
+    position = parameters.index(WORKER_ID) if WORKER_ID in parameters else WORKER_ID_POSITION
+    return int(args[position])
 
 
-def worker_id_position(worker_loop: Any) -> int:
-    """Return at which position `_worker_loop` takes the worker id."""
-    try:
-        return list(inspect.signature(worker_loop).parameters).index(WORKER_ID)
-    except (TypeError, ValueError):
-        return WORKER_ID_POSITION
+def family(iterator: Any) -> str:
+    """Return the module whose hooks an iterator goes through, besides those of all."""
+    theirs = any(kind.__module__ == TORCHDATA for kind in type(iterator).__mro__)
+    return TORCHDATA if theirs else DATALOADER
 
 
-def iterable(owner: Any) -> bool:
-    """Return whether a loader's or iterator's dataset is iterable (`_DatasetKind.Iterable`)."""
-    return bool(getattr(owner, "_dataset_kind", 0))
+def resuming() -> bool:
+    """Return whether `next()` is called by torchdata, to skip what a resumed iteration has had."""
+    frame = sys._getframe(1)
+    for _ in range(MOST_FRAMES):
+        if frame.f_code.co_name == "__init__" and frame.f_globals.get("__name__") == TORCHDATA:
+            return True
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return False
+
+
+def has_all_names(hook: str) -> bool:
+    """Return whether torch has every name that a hook needs besides the places it goes to."""
+    if hook == "worker_loop" and hasattr(sys.modules.get(DATALOADER), WORKER_LOOP):
+        return False  # not looked up where we put ours
+    return all(_has(name) for name in (*NAMES, *CALLS) if name.hook == hook)
+
+
+def _has(name: Name) -> bool:
+    """Return whether a class or function sets or uses a name: whether its code mentions it."""
+    owner: Any = sys.modules.get(name.module)
+    for part in name.owner.split("."):
+        owner = getattr(owner, part, None)
+    functions = vars(owner).values() if isinstance(owner, type) else (owner,)
+    return any(name.name in names for function in functions for names in _names_in(function))
+
+
+def _names_in(function: Any) -> Iterator[tuple[str, ...]]:
+    """Find the names that a function uses, and what it wraps."""
+    codes = []
+    while function is not None:
+        codes.append(getattr(function, "__code__", None))
+        function = getattr(function, "__wrapped__", None)
+    while codes:
+        code = codes.pop()
+        if isinstance(code, CodeType):
+            yield code.co_names
+            codes.extend(c for c in code.co_consts if isinstance(c, CodeType))
+
+
+def iterable(loader: Any) -> bool:
+    """Return whether a loader's dataset is iterable."""
+    kind = getattr(sys.modules.get("torch.utils.data"), "IterableDataset", ())
+    return isinstance(getattr(loader, "dataset", None), kind)
 
 
 def dispatched(iterator: Any, consumed: int) -> int:
@@ -97,31 +167,41 @@ def consumed_task(error: BaseException) -> bool:
     A timeout or a dead worker is raised where results are waited for; any other comes instead of
     a batch.
     """
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_name in ("_try_get_data", "_get_data"):
-            return False
-        trace = trace.tb_next
-    return True
+    return not _raised_under(error, ("_try_get_data", "_get_data"))
 
 
 def error_kind(error: BaseException) -> str:
     """Return which of `layout.ERRORS` an exception out of `next()` is."""
-    text = str(error) if isinstance(error, RuntimeError) else ""
+    text = _text(error)
+    if "in pin memory thread" in text:
+        return "pin_memory"
+    if _raised_under(error, ("reraise", "fetch")):  # first: a dataset's own may have torch's words
+        return "fetch"
+    text = text if isinstance(error, RuntimeError) else ""
     if text.startswith("DataLoader timed out after"):
         return "timeout"
     if text.startswith("DataLoader worker (pid") and ("exited" in text or "killed" in text):
         return "worker_died"
     if isinstance(error, (OSError, EOFError)) and not consumed_task(error):
         return "worker_died"  # the other end of its result's connection is gone
-    if "in pin memory thread" in str(error) or text.startswith("Pin memory thread exited"):
-        return "pin_memory"
+    return "pin_memory" if text.startswith("Pin memory thread exited") else "other"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # the user's class
+        return ""
+
+
+def _raised_under(error: BaseException, functions: tuple[str, ...]) -> bool:
+    """Return whether a function of one of these names is in an exception's traceback."""
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_name in ("reraise", "fetch"):
-            return "fetch"
+        if trace.tb_frame.f_code.co_name in functions:
+            return True
         trace = trace.tb_next
-    return "other"
+    return False
 
 
 def config(loader: Any) -> dict[str, str]:
@@ -129,9 +209,9 @@ def config(loader: Any) -> dict[str, str]:
 
     def text(name: str) -> str:
         value = getattr(loader, name, None)
-        return (
-            "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        )
+        if isinstance(value, bool):
+            return str(value).lower()
+        return "" if value is None else str(value)[:MAX_LENGTH]
 
     context = getattr(loader, "multiprocessing_context", None)
     method = ""
@@ -140,7 +220,7 @@ def config(loader: Any) -> dict[str, str]:
         source = context if context is not None else multiprocessing
         method = str(source.get_start_method()) if source is not None else ""
     return {
-        "dataset": type(getattr(loader, "dataset", None)).__name__,
+        "dataset": type(getattr(loader, "dataset", None)).__name__[:MAX_LENGTH],
         "num_workers": text("num_workers"),
         "prefetch_factor": text("prefetch_factor"),
         "batch_size": text("batch_size") or _batch_size(loader),
@@ -153,6 +233,17 @@ def config(loader: Any) -> dict[str, str]:
     }
 
 
+def read_ahead(caller: str) -> str:
+    """Return the label of that name: how far deliveries are ahead of the loop that uses them.
+
+    Args:
+        caller: The module that asked for the iterator.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return "thread"
+    return "1" if caller == "accelerate.data_loader" else ""
+
+
 def _batch_size(loader: Any) -> str:
     size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    return "" if size is None else str(size)
+    return "" if size is None else str(size)[:MAX_LENGTH]

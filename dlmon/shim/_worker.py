@@ -7,6 +7,7 @@ carries where to write. Neither depends on the environment, which a forkserver h
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import threading
@@ -30,18 +31,26 @@ class WorkerLoop:
     """
 
     def __init__(self, module: str, original: Callable[..., Any], session: Session) -> None:
+        functools.update_wrapper(self, original)  # not for pickle: `__reduce__` decides
         self._module = module
         self._original = original
         self._session = session
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run torch's loop, observed if this process is a worker of an observed iterator."""
-        assignment = getattr(self._session.building, "segment", None)
+        assignment = self._assignment()
         return _run_observed(self._session, assignment, self._original, args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        assignment = getattr(self._session.building, "segment", None)
-        return ObservedLoop, (self._module, dict(self._session.identity), assignment)
+        if _patch.session() is not self._session:  # covered by another patch when taken out
+            return _patch.original_worker_loop, (self._module,)
+        return ObservedLoop, (self._module, dict(self._session.identity), self._assignment())
+
+    def _assignment(self) -> Assignment | None:
+        """Return what the iterator that this thread is making gave its workers."""
+        if _patch.session() is not self._session:
+            return None
+        return getattr(self._session.building, "segment", None)
 
 
 class ObservedLoop:
@@ -84,10 +93,7 @@ def _run_observed(
     slot = None
     try:
         if assignment is not None and _is_worker(assignment):
-            worker = kwargs.get(_torch.WORKER_ID)
-            if worker is None:
-                worker = args[_torch.worker_id_position(original)]
-            slot = _join(session, assignment, int(worker))
+            slot = _join(session, assignment, _torch.worker_id(original, args, kwargs))
     except Exception:
         _guard.swallow()
     result = original(*args, **kwargs)

@@ -14,10 +14,13 @@ def collect(status: Status) -> Families:
     families = Families()
     if status.latest is not None:
         for admitted_rank in status.latest.admitted.ranks:
+            families.missing = frozenset()
             rank.collect(families, admitted_rank)
             for admitted_loader in admitted_rank.loaders:
+                families.missing = frozenset(admitted_loader.loader.missing_hooks)
                 loader.collect(families, admitted_loader)
                 for admitted_worker in admitted_loader.workers:
                     worker.collect(families, admitted_worker)
+    families.missing = frozenset()
     agent.collect(families, status)
     return families

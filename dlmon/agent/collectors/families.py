@@ -27,9 +27,13 @@ class Families(Collector):
     """Collects samples by metric.
 
     A label set must be given once only: `dlmon.agent.admission` sees to that.
+
+    Attributes:
+        missing: Hooks that the subject at hand lacks: what needs one of them is left out.
     """
 
     def __init__(self) -> None:
+        self.missing: frozenset[str] = frozenset()
         self._numbers: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         self._infos: dict[str, InfoMetricFamily] = {}
         self._histograms: dict[str, HistogramMetricFamily] = {}
@@ -42,7 +46,7 @@ class Families(Collector):
             labels: Values in the order of `metric.labels`.
             value: None, NaN and infinities are left out: absent is honest, zero would be a lie.
         """
-        if value is None or not math.isfinite(value):
+        if value is None or not math.isfinite(value) or self._unknown(metric):
             return
         family = self._numbers.get(metric.name)
         if family is None:
@@ -66,6 +70,8 @@ class Families(Collector):
         Its bucket b holds durations below 2^b ns, so that those up to b = e are what is below the
         bound 2^e.
         """
+        if self._unknown(metric):
+            return
         family = self._histograms.get(metric.name)
         if family is None:
             family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
@@ -77,6 +83,9 @@ class Families(Collector):
             buckets.append((bound, total))
         buckets.append(("+Inf", sum(histogram.counts)))
         family.add_metric(labels, buckets, histogram.sum_seconds)
+
+    def _unknown(self, metric: Metric) -> bool:
+        return not self.missing.isdisjoint(metric.needs)
 
     def collect(self) -> Iterator[Family]:
         """Yield the families that have samples, in the catalogue's order (prometheus_client)."""

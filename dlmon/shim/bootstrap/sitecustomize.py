@@ -76,7 +76,12 @@ def _say(reason: str) -> None:
 
 
 class _TorchWatcher:
-    """Waits on `sys.meta_path` for the import of torch, and then goes away."""
+    """Waits on `sys.meta_path` for the import of torch, and then goes away.
+
+    `dlmon.uninstrument()` removes it by its mark.
+    """
+
+    dlmon_waits = True
 
     def find_spec(
         self,
