@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -38,6 +39,13 @@ class Observing(Protocol):
 
     def close(self) -> None:
         """Let go of files."""
+
+
+IsOver = Callable[[Snapshot | None], bool]
+
+
+def _never(_: Snapshot | None) -> bool:
+    return False
 
 
 class _Stop(BaseException):
@@ -70,10 +78,13 @@ class Daemon:
         """Where it listens, the port it really has included."""
         return self._server.address
 
-    def run(self) -> None:
-        """Look and serve until SIGTERM or SIGINT. Call it on the main thread.
+    def run(self, is_over: IsOver = _never) -> None:
+        """Look and serve until SIGTERM, SIGINT or `is_over`. Call it on the main thread.
 
         The signals' handlers are as before when it returns.
+
+        Args:
+            is_over: Asked after each look, with what was seen, or None if that failed.
         """
         before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
         wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -83,7 +94,8 @@ class Daemon:
                 signal.signal(number, self._stop)
             self._start_server()
             logger.info("%s", self._greeting())
-            self._tick_for_ever(wake)
+            self._tick_until(is_over, wake)
+            logger.info("no job is left, stopping")
         except _Stop:
             logger.info("stopping")
         finally:
@@ -107,24 +119,28 @@ class Daemon:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _tick_for_ever(self, wake: int) -> None:
+    def _tick_until(self, is_over: IsOver, wake: int) -> None:
         start = time.monotonic()
         while not self._stopping:
-            self._tick()
+            if is_over(self._tick()):
+                return
             due = next_tick(start, self._config.interval_seconds, time.monotonic())
             # A signal just before a sleep would not end it; the byte it leaves here ends this.
             if select.select([wake], [], [], max(0.0, due - time.monotonic()))[0]:
                 os.read(wake, 512)
 
-    def _tick(self) -> None:
+    def _tick(self) -> Snapshot | None:
+        seen = None
         try:
-            self._board.publish(self._observer.observe())
+            seen = self._observer.observe()
+            self._board.publish(seen)
         except Exception as error:  # noqa: BLE001  # whatever it is, the agent goes on serving
             self._complain(error)
         else:
             if self._complaint[0]:
                 logger.info("snapshots succeed again")
                 self._complaint = ("", -math.inf)
+        return seen
 
     def _complain(self, error: Exception) -> None:
         """Count a failure, and log it unless the same one was logged a moment ago."""

@@ -2,7 +2,8 @@
 
 It looks once a second and serves what it saw: /metrics for Prometheus, a page at /, the same as
 JSON at /api/v1/snapshot, and /-/healthy and /-/ready for whoever keeps it running. SIGTERM and
-SIGINT end it.
+SIGINT end it. A lock file in each directory, where it may make one, keeps `dlmon run --serve` from
+starting another agent beside it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import argparse
 from dlmon.agent import log
 from dlmon.agent.config import FLAGS, load
 from dlmon.agent.daemon import Daemon
+from dlmon.agent.lock import AgentLocks
 from dlmon.agent.settings import Setting
 from dlmon.observe.observer import Observer
+from dlmon.observe.snapshot import Snapshot
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,5 +64,16 @@ def main(args: argparse.Namespace) -> int:
         loaders_per_rank=config.limits.loaders_per_rank,
         segments_per_user=config.limits.segments_per_user,
     )
-    Daemon(config, observer).run()
+    daemon = Daemon(config, observer)
+    locks = AgentLocks(config.dirs, daemon.address)
+
+    def is_over(_: Snapshot | None) -> bool:
+        locks.take()
+        return False
+
+    try:
+        locks.take()
+        daemon.run(is_over)
+    finally:
+        locks.release()
     return 0

@@ -10,17 +10,24 @@ process that it starts is observed too, ranks and spawned workers included, unle
 PYTHONPATH (python -I, -E, -S) or is given another one.
 
 DLMON_DISABLE=1 in the environment starts the job unobserved.
+
+With --serve an agent runs beside the job, with the page and /metrics of `dlmon agent`, unless one
+reads the directory of the segments already: one for all jobs there, however many start at once. It
+prints where, and ends some seconds after the last job that was started with --serve. It is no child
+of the job's, and if it cannot be started the job runs on without.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import dlmon
 from dlmon.errors import UsageError
@@ -35,10 +42,20 @@ EXPECTED = "give a script, -m MODULE or a command"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     parser.usage = (
-        "dlmon run [--run ID] [--rank N] [--dir DIR] [--]\n"
+        "dlmon run [--serve [ADDR]] [--run ID] [--rank N] [--dir DIR] [--]\n"
         "                 SCRIPT.py [ARG ...] | -m MODULE [ARG ...] | COMMAND [ARG ...]"
     )
     parser.allow_abbrev = False  # else the job's own `--r` is an ambiguous option of ours
+    _let_address_be_left_out(parser)
+    parser.add_argument(
+        "--serve",
+        nargs="?",
+        type=_address,
+        const="",
+        metavar="ADDR",
+        help="run an agent beside the job; ADDR is HOST:PORT, [IPv6]:PORT or :PORT, by default "
+        "that of `dlmon agent`, or another port where that one is taken",
+    )
     parser.add_argument("--run", metavar="ID", help="name this launch; default: the launcher's id")
     parser.add_argument(
         "--rank", type=_rank, metavar="N", help="the global rank; default: the launcher's, else 0"
@@ -71,8 +88,11 @@ def main(args: argparse.Namespace) -> NoReturn:
     command = job_command(args.module, args.job)
     directory = files.choose(args.dir) if args.dir else None
     environment = job_environment(os.environ, run=args.run, rank=args.rank, directory=directory)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    if args.serve is not None and _can_be_observed(command, environment):
+        _start_agent(args.serve, environment)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by who started it
+            stream.flush()
     # Python ignores these, and what is ignored stays ignored in what is executed.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -128,6 +148,76 @@ def job_environment(
         entries = BOOTSTRAP + os.pathsep + entries if entries else BOOTSTRAP
     given = {name: value for name, value in options.items() if value is not None}
     return {**environment, "PYTHONPATH": entries, **given}
+
+
+def _can_be_observed(command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Return whether it makes sense to have an agent: the job will start, and is not disabled."""
+    found = shutil.which(command[0], path=environment.get("PATH"))
+    return found is not None and environment.get("DLMON_DISABLE") != "1"
+
+
+def _start_agent(address: str, environment: Mapping[str, str]) -> None:
+    """Have an agent beside the job; whatever goes wrong costs the job one line."""
+    try:
+        from dlmon.commands import _serve  # noqa: PLC0415  # no other job need wait for it
+
+        said = _serve.serve(address, environment, BOOTSTRAP)
+    except Exception as error:  # noqa: BLE001  # no agent is worth a job
+        said = f"no agent: {str(error) or type(error).__name__}; the job runs on without one"
+    if said and sys.stderr is not None:
+        with suppress(OSError):
+            print(f"dlmon: {' '.join(said.split())}", file=sys.stderr, flush=True)
+
+
+def _let_address_be_left_out(parser: argparse.ArgumentParser) -> None:
+    """Have the word after `--serve` be the job's if it is no address.
+
+    argparse itself gives an option whose value may be missing whatever word comes next.
+    """
+    parse = parser.parse_known_args
+
+    def parse_known_args(args: Sequence[str], namespace: object = None) -> Any:
+        return parse(spelled_out(args), namespace)
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]
+
+
+def spelled_out(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with `--serve ADDR` as `--serve=ADDR`, else `--serve=`.
+
+    Only where an option of dlmon can be: the job's own words stay what they are.
+    """
+    result: list[str] = []
+    rest = list(words)
+    while rest and rest[0].startswith("-") and rest[0] != "--":
+        if rest[0].startswith("-m"):
+            break
+        option = rest.pop(0)
+        if option == "--serve":
+            option += "=" + (rest.pop(0) if rest and _is_address(rest[0]) else "")
+        elif option in ("--run", "--rank", "--dir"):
+            result.append(option)
+            option = rest.pop(0) if rest else ""
+        result.append(option)
+    return result + rest
+
+
+def _is_address(text: str) -> bool:
+    from dlmon.agent import address  # noqa: PLC0415  # as above
+
+    try:
+        address.parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _address(text: str) -> str:
+    if text and not _is_address(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no address; give HOST:PORT, [IPv6]:PORT or :PORT"
+        )
+    return text
 
 
 def _rank(text: str) -> str:

@@ -12,28 +12,14 @@ from pathlib import Path
 import pytest
 
 from dlmon.commands.run import BOOTSTRAP
-from tests.commands.launching import LOADER, dlmon, launch
+from tests.commands.launching import FREE, LOADER, STATE, dlmon, ending_agents, launch, seen
 from tests.jobs import JobStarter
 from tests.observing import loader, observe, only_rank
 
-STATE = """
-import json, os, signal, sys
-print(json.dumps({
-    "argv": sys.argv,
-    "cwd": os.getcwd(),
-    "environ": {k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    "executable": sys.executable,
-    "files": sorted(os.listdir("/proc/self/fd")),
-    "finders": len(sys.meta_path),
-    "main": sys.modules["__main__"].__file__,
-    "modules": sorted(set(sys.modules) & {"dlmon", "torch", "typing", "logging"}),
-    "path": sys.path,
-    "signals": [str(signal.getsignal(s)) for s in sorted(signal.valid_signals())],
-    "sitecustomize": getattr(sys.modules.get("sitecustomize"), "__file__", None),
-}))
-"""
-
 ARGUMENTS = ["--help", "--r", "1", "--run", "theirs", "-m", "--", "-x", "--dir=", "", "a b"]
+
+BASE_PYTHON = str(getattr(sys, "_base_executable", sys.executable))
+"""Not of a virtual environment, which has no packages of a user's own."""
 
 FALLBACK = os.path.join(BOOTSTRAP, "fallback")
 
@@ -44,22 +30,6 @@ def job(tmp_path: Path) -> Path:
     (tmp_path / "job.py").write_text(STATE)
     (tmp_path / "torch.py").write_text("")  # its import is all that is waited for
     return tmp_path
-
-
-def seen(words: list[str], cwd: Path, env: dict[str, str] | None = None) -> dict[str, object]:
-    """What STATE prints when it is run by `words`."""
-    printed = subprocess.run(
-        words,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert printed.stderr == ""
-    state: dict[str, object] = json.loads(printed.stdout)
-    return state
 
 
 # ── The job is what it would have been ───────────────────────────────────────────────────────────
@@ -142,18 +112,37 @@ def test_the_exit_status_is_the_jobs(source: str, status: int, tmp_path: Path) -
     dlmon("run", "job.py", cwd=tmp_path, status=status)
 
 
+def test_closed_standard_streams_stay_closed(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(
+        "import os, sys\n"
+        "streams = [sys.stdin, sys.stdout, sys.stderr]\n"
+        "open('found', 'w').write(f'{streams} {os.listdir(\"/proc/self/fd\")}')\n"
+    )
+    run = [f"{sys.executable} {words} <&- >&- 2>&-" for words in ("job.py", "-m dlmon run job.py")]
+    found = []
+    for command in run:
+        subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=60, check=True)
+        found.append((tmp_path / "found").read_text())
+    assert found[0].startswith("[None, None, None]")
+    assert found[1] == found[0]
+
+
+@pytest.mark.parametrize("options", [[], [FREE]], ids=["alone", "with an agent"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_reach_the_job(number: int, run_job: JobStarter, tmp_path: Path) -> None:
+def test_signals_reach_the_job(
+    number: int, options: list[str], run_job: JobStarter, tmp_path: Path, segment_dir: Path
+) -> None:
     (tmp_path / "victim.py").write_text(
         "import os, signal, sys\n"
         f"signal.signal({int(number)}, lambda *_: sys.exit(7))\n"
         "print('PID', os.getpid(), flush=True)\n"
         "input()\n"
     )
-    victim = launch(run_job, "victim.py")
-    victim.wait_for_output(f"PID {victim.pid}\n")
-    victim.kill(number)
-    victim.finish(status=7)
+    with ending_agents(segment_dir):
+        victim = launch(run_job, *options, "victim.py")
+        victim.wait_for_output(f"PID {victim.pid}\n")
+        victim.kill(number)
+        victim.finish(status=7)
 
 
 # ── Wrong use ────────────────────────────────────────────────────────────────────────────────────
@@ -225,6 +214,79 @@ def test_an_error_in_the_users_sitecustomize_is_reported_as_ever(source: str, jo
     assert found.stderr == plain.stderr
     assert "sitecustomize" in plain.stderr
     assert (plain.stdout, found.stdout) == ("False\n", "True\n")
+
+
+def test_the_users_own_usercustomize_runs_once(job: Path) -> None:
+    folder = subprocess.run(
+        [BASE_PYTHON, "-c", "import site; print(site.getusersitepackages())"],
+        env={**os.environ, "PYTHONUSERBASE": str(job / "user")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout.strip()
+    Path(folder).mkdir(parents=True)
+    (Path(folder) / "usercustomize.py").write_text("print('theirs')")
+    (job / "job.py").write_text("import torch, sys; print('dlmon' in sys.modules)")
+    words = ["env", f"PYTHONUSERBASE={job / 'user'}", BASE_PYTHON, "job.py"]
+    assert dlmon("run", *words, cwd=job).stdout == "theirs\nTrue\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "observed"),
+    [(["-E"], False), (["-I"], False), (["-S"], False), (["-s"], True), (["-O"], True)],
+    ids=str,
+)
+def test_a_python_that_ignores_the_path_runs_unobserved_and_unharmed(
+    options: list[str], observed: bool, job: Path
+) -> None:
+    (job / "job.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(job)!r})\n"
+        "import torch\n"
+        "print('dlmon' in sys.modules, len(sys.meta_path))\n"
+    )
+    words = [sys.executable, *options, "job.py"]
+    plain = subprocess.run(
+        words, cwd=job, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    found = dlmon("run", *words, cwd=job)
+    assert plain.startswith("False ")
+    if observed:
+        assert found.stdout.startswith("True ")
+    else:
+        assert found.stdout == plain
+    assert found.stderr == ""
+
+
+def test_the_children_of_a_job_see_the_path_that_it_sees(job: Path) -> None:
+    (job / "child.py").write_text("import os, sys; print(os.environ['PYTHONPATH'], sys.path[1:])")
+    (job / "job.py").write_text(
+        "import os, subprocess, sys\n"
+        "exec(open('child.py').read())\n"
+        "sys.stdout.flush()\n"
+        "subprocess.run([sys.executable, 'child.py'], check=True)\n"
+    )
+    lines = dlmon("run", "job.py", cwd=job, env={"PYTHONPATH": "/theirs"}).stdout.splitlines()
+    assert lines[0] == lines[1]
+    assert lines[0].startswith(f"{BOOTSTRAP}:/theirs ['/theirs', ")
+
+
+def test_uninstrument_before_torch_also_ends_the_wait_for_it(job: Path) -> None:
+    (job / "job.py").write_text(
+        "import sys\n"
+        "before = list(sys.meta_path)\n"
+        "import dlmon\n"
+        "dlmon.uninstrument()\n"
+        "dlmon.uninstrument()\n"
+        "print(len(before) - len(sys.meta_path))\n"
+        "import torch\n"
+        "print([f for f in sys.meta_path if 'dlmon' in type(f).__module__])\n"
+        "dlmon.instrument()\n"
+        "print(len([f for f in sys.meta_path if 'dlmon' in type(f).__module__]))\n"
+    )
+    lines = dlmon("run", "job.py", cwd=job).stdout.splitlines()
+    assert lines == ["1", "[]", "1"]
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,9 @@ def test_a_killed_rank_is_shown_dead_with_its_last_counters_and_its_orphans(
             os.kill(pid, signal.SIGKILL)
         soon(agent, lambda s: value(s, "dlmon_rank_orphan_workers", run="killed") == 0)
         assert value(scrape(agent), "dlmon_worker_up", loader="train", worker="0") == 0
-        wait_for(lambda: not list(segment_dir.iterdir()), "files removed after keep.dead_seconds")
+        wait_for(
+            lambda: not list(segment_dir.glob("*.seg")), "files removed after keep.dead_seconds"
+        )
         soon(agent, lambda s: value(s, "dlmon_rank_up", run="killed") is None)
 
 
