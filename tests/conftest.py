@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ for _variable in list(os.environ):
     if _variable.startswith(LAUNCHERS) or _variable in OWN:
         del os.environ[_variable]
 os.environ["DLMON_STRICT"] = "1"
+
+# A shell that runs the tests in the background, or nohup, has these ignored, also in every job.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _ignored in (signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(_ignored, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

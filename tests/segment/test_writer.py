@@ -16,7 +16,7 @@ from dlmon.errors import SegmentError
 from dlmon.segment import files, layout, writer
 from dlmon.segment.reader import SegmentFile
 from dlmon.segment.writer import create
-from dlmon.shim import _session
+from dlmon.shim import _others
 from tests.jobs import Job, JobStarter
 from tests.segment import forge
 from tests.segment.locker import Locker
@@ -175,11 +175,11 @@ def test_a_writer_killed_at_any_moment_leaves_only_what_can_be_read_and_removed(
     assert seen > KILLS
     half_made = [name for name in left(segment_dir) if name.startswith(".new-")]
     assert half_made, "no kill met a segment half made: this proves nothing"
-    _session.remove_stale(str(segment_dir))
+    _others.remove_stale(str(segment_dir))
     assert [n for n in left(segment_dir) if n.startswith(".new-")] == half_made, "they are young"
-    monkeypatch.setattr(_session, "HALF_MADE_SECONDS", -1)
-    monkeypatch.setattr(_session, "STALE_SECONDS", -1)
-    _session.remove_stale(str(segment_dir))
+    monkeypatch.setattr(_others, "HALF_MADE_SECONDS", -1)
+    monkeypatch.setattr(_others, "STALE_SECONDS", -1)
+    _others.remove_stale(str(segment_dir))
     assert left(segment_dir) == []
 
 
@@ -192,26 +192,26 @@ def _line(job: Job, number: int) -> str:
 def test_what_is_being_made_is_not_removed_however_old(
     segment_dir: Path, locker: Locker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_session, "HALF_MADE_SECONDS", -1)
+    monkeypatch.setattr(_others, "HALF_MADE_SECONDS", -1)
     making = forge.put(segment_dir, forge.forge(), ".new-1-a.seg")
     forge.put(segment_dir, forge.forge(), ".new-2-b.seg")
     forge.put(segment_dir, b"", ".new-3-c.seg")
     (segment_dir / "unrelated").touch()
     locker.hold(making, [layout.slot_offset(0)])
-    _session.remove_stale(str(segment_dir))
+    _others.remove_stale(str(segment_dir))
     assert left(segment_dir) == [".new-1-a.seg", "unrelated"]
 
 
 def test_a_segment_that_a_worker_still_holds_is_not_removed(
     segment_dir: Path, locker: Locker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_session, "STALE_SECONDS", -1)
+    monkeypatch.setattr(_others, "STALE_SECONDS", -1)
     path = forge.put(segment_dir, forge.forge(cells={(0, "goodbye"): 1}))
     locker.hold(path, [layout.slot_offset(2)])
-    _session.remove_stale(str(segment_dir))
+    _others.remove_stale(str(segment_dir))
     assert left(segment_dir) == [path.name]
     locker.kill()
-    _session.remove_stale(str(segment_dir))
+    _others.remove_stale(str(segment_dir))
     assert left(segment_dir) == []
 
 
@@ -219,5 +219,5 @@ def test_a_young_segment_is_removed_only_if_its_rank_said_goodbye(segment_dir: P
     forge.put(segment_dir, forge.forge(cells={(0, "goodbye"): 1}), "ended.seg")
     forge.put(segment_dir, forge.forge(), "dead.seg")
     forge.put(segment_dir, b"not a segment", "foreign.seg")
-    _session.remove_stale(str(segment_dir))
+    _others.remove_stale(str(segment_dir))
     assert left(segment_dir) == ["dead.seg", "foreign.seg"]

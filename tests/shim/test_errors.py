@@ -48,13 +48,19 @@ JOB = """
     def main(fault, **options):
         loader = dlmon.name(DataLoader(Faulty(fault), **options), "train")
         delivered = []
+        iterator = iter(loader)
         try:
-            for batch in loader:
+            while True:
+                in_next = True
+                batch = next(iterator)
+                in_next = False
                 delivered.append(int(batch))
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
+        del iterator
         gc.collect()  # torch's way of raising a worker's error leaves a cycle with the iterator
-        print("FACTS", json.dumps({"delivered": delivered, "message": message}), flush=True)
+        told = {"delivered": delivered, "message": message, "in_next": in_next}
+        print("FACTS", json.dumps(told), flush=True)
         input()
 
 
@@ -92,7 +98,9 @@ def test_errors_are_counted_by_kind_and_exits_by_reason(
     assert told["delivered"] == list(range(len(told["delivered"])))
     seen = loader(observe(segment_dir), "train")
     assert seen.batches == len(told["delivered"])
-    assert {name: count for name, count in seen.errors.items() if count} == {kind: 1}
+    # torch's signal handler for the end of a worker may raise in the loop's own step as well.
+    counted = {kind: 1} if told["in_next"] else {}
+    assert {name: count for name, count in seen.errors.items() if count} == counted
     assert seen.timeouts == (kind == "timeout")
     assert seen.worker_starts == sum(seen.worker_exits.values())
     for reason, count in exits.items():

@@ -17,7 +17,6 @@ from tests.observing import facts, observe, observer
     [
         ({"DLMON_RUN": "mine", "DLMON_RANK": "7", "RANK": "3"}, "mine", "7"),
         ({"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5"}, "slurm-12.0", "5"),
-        ({"SLURM_JOB_ID": "12"}, "slurm-12", "0"),
         ({"TORCHELASTIC_RUN_ID": "exp-1", "RANK": "2"}, "exp-1", "2"),
     ],
     ids=str,
@@ -28,6 +27,21 @@ def test_the_launcher_says_run_and_rank(env: dict[str, str], run: str, rank: str
 
 def test_without_a_launcher_the_run_is_this_process_alone() -> None:
     assert f"-{os.getpid()}-{_run.start_ticks(os.getpid())}" in _run.run({})
+
+
+def test_a_batch_script_of_slurm_runs_several_things_side_by_side() -> None:
+    env = {"SLURM_JOB_ID": "12", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}  # no srun, no step
+    own = f"-{os.getpid()}-{_run.start_ticks(os.getpid())}"
+    assert _run.run(env).startswith("slurm-12/")
+    assert _run.run(env).endswith(own)
+    ranks = f"-{os.getppid()}-{_run.start_ticks(os.getppid())}"
+    assert _run.run({**env, "TORCHELASTIC_RUN_ID": "none", "RANK": "1"}).endswith(ranks)
+
+
+def test_torch_distributed_knows_best_which_rank_this_is() -> None:
+    found = _run.identity({"RANK": "0", "WORLD_SIZE": "1"}, {}, "2.13.0", (3, 8))
+    assert (found["rank"], found["world_size"]) == ("3", "8")
+    assert _run.rank({"DLMON_RANK": "5"}, (3, 8)) == "5"
 
 
 def test_ranks_of_torchrun_without_an_id_share_their_launcher() -> None:

@@ -18,6 +18,7 @@ from torch.utils.data._utils import worker as torch_worker
 import dlmon
 from dlmon.shim import _guard, _patch, _torch
 from dlmon.shim import _session as session_module
+from dlmon.shim._torch_names import DATALOADER
 from tests.jobs import JobStarter
 from tests.observing import facts, loader, observe, only_rank
 
@@ -94,21 +95,18 @@ def test_a_name_that_torch_does_not_have_costs_its_hook_only(
     owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name is found on a copy without it: torch itself needs all of them."""
-    find, module = _torch.find, _torch.module
+    find = _torch.owner
 
     class Without:
         """Stands for an owner that lacks the name."""
 
-    def find_without(at: str, *path: str) -> Any:
-        found = find(at, *path)
-        return Without if found is owner else found
-
-    monkeypatch.setattr(_torch, "find", find_without)
-    monkeypatch.setattr(_torch, "module", lambda at: Without if module(at) is owner else module(at))
+    monkeypatch.setattr(
+        _torch, "owner", lambda place: Without if find(place) is owner else find(place)
+    )
     dlmon.instrument()
     session = _patch.session()
     assert session is not None
-    assert session.hooks != (1 << 7) - 1
+    assert session.hooks[DATALOADER] != (1 << 7) - 1
     assert sum(int(b) for b in DataLoader(numbers(7), num_workers=1)) == 21
     assert sum(int(b) for b in DataLoader(numbers(7))) == 21
 
@@ -121,7 +119,7 @@ def test_errors_in_the_shim_are_swallowed_and_counted(monkeypatch: pytest.Monkey
 
     before = _guard.errors
     monkeypatch.setattr(session_module.Session, "begin", broken)
-    monkeypatch.setattr(session_module.Session, "adopt_fetcher", lambda *_: None)
+    monkeypatch.setattr(session_module.Session, "adopt_fetcher", lambda *_, **__: None)
     dlmon.instrument()
     assert [int(b) for b in DataLoader(numbers(4))] == [0, 1, 2, 3]
     assert _guard.errors == before + 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dlmon.segment.layout import Phase
-from dlmon.shim import _session
+from dlmon.shim import _others
 from tests.jobs import JobStarter, wait_for
 from tests.observing import facts, loader, observe, observer
 
@@ -337,48 +337,6 @@ def test_a_workers_child_does_not_write_the_workers_cells(
     job.finish()
 
 
-MANY = """
-    import gc
-    import json
-    import os
-    import threading
-
-    import dlmon
-
-    dlmon.instrument()
-
-    from torch.utils.data import DataLoader
-
-    loader = DataLoader(list(range(4)))
-
-
-    def state():
-        gc.collect()
-        return {
-            "fds": len(os.listdir("/proc/self/fd")),
-            "files": len(os.listdir(os.environ["DLMON_DIR"])),
-            "threads": threading.active_count(),
-            "objects": len(gc.get_objects()),
-        }
-
-
-    list(loader)
-    before = state()
-    for number in range(1000):
-        for _ in loader:
-            if number % 2:
-                break
-    print("FACTS", json.dumps({"before": before, "after": state()}), flush=True)
-"""
-
-
-def test_a_thousand_iterators_leave_nothing(run_job: JobStarter) -> None:
-    told = facts(run_job(MANY))
-    before, after = told["before"], told["after"]
-    assert after.pop("objects") - before.pop("objects") < 50
-    assert after == before
-
-
 LOST = """
     import glob
     import os
@@ -402,13 +360,13 @@ def test_the_segment_of_a_living_job_that_lost_its_lock_is_not_removed(
 ) -> None:
     job = run_job(LOST)
     facts(job)
-    monkeypatch.setattr(_session, "STALE_SECONDS", -1)
-    _session.remove_stale(str(segment_dir))
+    monkeypatch.setattr(_others, "STALE_SECONDS", -1)
+    _others.remove_stale(str(segment_dir))
     assert len(list(segment_dir.iterdir())) == 1
     assert observe(segment_dir).ranks[0].up
     job.kill()
     wait_for(job.ended, "end")
-    _session.remove_stale(str(segment_dir))
+    _others.remove_stale(str(segment_dir))
     assert list(segment_dir.iterdir()) == []
 
 
