@@ -1,1 +1,1 @@
-"""Benchmarks: ratios taken side by side in one run, never a timed assertion."""
+"""Benchmarks: what dlmon costs the job, beside what else people put into a loop."""

@@ -1,6 +1,10 @@
-"""`python -m bench`: every benchmark, one after the other."""
+"""`python -m bench`."""
 
-from bench import shim_cost
+from __future__ import annotations
+
+import sys
+
+from bench.cli import main
 
 if __name__ == "__main__":
-    shim_cost.main()
+    sys.exit(main())
