@@ -1,5 +1,5 @@
 # `make` says what there is. Everything is installed into .venv and .tools, beside this file;
-# only chromium, for the tests of the web page, is a system package (and only root gets it).
+# only chromium and strace, for a few tests, are system packages (and only root gets them).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,7 +19,7 @@ ARGS ?=
 .PHONY: help
 help:  ## say what there is
 	@echo 'usage: make GOAL [ARGS="…"]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(INSTALLED)  ## train on real images and watch the loaders; nothing else needed
@@ -48,12 +48,32 @@ check: lint gen-check test  ## lint, generated files up to date, tests: before e
 slow: $(INSTALLED) tools  ## run the tests marked slow
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
+# The frameworks pull gigabytes and pins of their own: they get an environment beside .venv.
+ECOSYSTEM := .venv-ecosystem
+ECOSYSTEM_INSTALLED := $(ECOSYSTEM)/.installed
+
+.PHONY: ecosystem
+ecosystem: $(ECOSYSTEM_INSTALLED)  ## run real frameworks with dlmon: Lightning, Accelerate, ...
+	@$(ECOSYSTEM)/bin/python -m pytest -m ecosystem tests/ecosystem $(ARGS)
+
+$(ECOSYSTEM_INSTALLED): pyproject.toml tools/install_ecosystem $(wildcard tests/ecosystem/*.txt)
+	@echo "make: installing torch and the frameworks into $(ECOSYSTEM) (some minutes)"
+	@PYTHON=$(PYTHON) tools/install_ecosystem $(ECOSYSTEM)
+	@touch $@
+
 .PHONY: full
-full: check slow  ## check, and the slow tests: before a release
+full: check slow ecosystem  ## all of the above: before a release
+
+BENCH_INSTALLED := $(VENV)/.bench
 
 .PHONY: bench
-bench: $(INSTALLED)  ## measure what the shim costs
+bench: $(BENCH_INSTALLED)  ## measure what the shim costs: some 8 minutes on a machine left alone
 	@$(BIN)/python -m bench $(ARGS)
+
+# What dlmon is compared with is no reason to fail: the benchmark says what is not installed.
+$(BENCH_INSTALLED): $(INSTALLED)
+	@$(PIP) install --editable '.[bench]' || echo "make: no traceml-ai; its row will say so"
+	@touch $@
 
 .PHONY: gen
 gen: $(INSTALLED)  ## regenerate dashboards, rules and documents from the code
@@ -66,7 +86,7 @@ format: $(INSTALLED)  ## format and fix what can be fixed
 
 .PHONY: clean
 clean:  ## remove what was built, installed and cached here
-	@rm -rf $(VENV) .tools build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	@rm -rf $(VENV) $(ECOSYSTEM) .tools build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	    .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
