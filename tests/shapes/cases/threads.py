@@ -233,6 +233,9 @@ def workers_that_are_threads(kind: str, workers: int) -> object:
     loader.multiprocessing_context = thread_context()
     batches = list(named(loader, "train"))
     expect("train", batches=len(batches), samples=None, epochs=1, starts=None, exits=None)
+    for thread in threading.enumerate():
+        if isinstance(thread, ThreadProcess):
+            thread.join()  # torch gives up on one after seconds
     seed()  # each of them has seeded this process, in no order
     return batches
 
