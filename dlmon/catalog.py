@@ -58,6 +58,7 @@ class Subject(enum.Enum):
     RANK = "rank"
     LOADER = "loader"
     WORKER = "worker"
+    FINDING = "finding"
 
 
 RANK_LABELS = ("run", "rank")
@@ -94,6 +95,8 @@ class Metric:
     @property
     def subject(self) -> Subject:
         """What one set of this metric's series is about."""
+        if "finding" in self.labels:
+            return Subject.FINDING
         if "worker" in self.labels:
             return Subject.WORKER
         if "loader" in self.labels:
@@ -422,6 +425,16 @@ WORKER_UP = Metric(
     lean=True,
     needs=("worker_loop",),
 )
+WORKER_HUNG = Metric(
+    "dlmon_worker_hung",
+    Kind.GAUGE,
+    Unit.BOOLEAN,
+    WORKER_LABELS,
+    "1 while the worker owes a batch and makes no progress, for longer than its loader's fetches"
+    " ever give reason for; what it is stuck in is a finding.",
+    lean=True,
+    needs=FETCH_HOOKS,
+)
 WORKER_STATE = Metric(
     "dlmon_worker_state",
     Kind.GAUGE,
@@ -475,6 +488,17 @@ WORKER_RESIDENT_MEMORY = Metric(
     "RSS of the living worker process; pages shared with its parent and siblings count in each of"
     " them.",
     lean=True,
+)
+
+# --- what is wrong ---
+
+FINDING = Metric(
+    "dlmon_finding",
+    Kind.GAUGE,
+    Unit.BOOLEAN,
+    (*WORKER_LABELS, "finding", "severity"),
+    "1 while a diagnosis holds: docs/findings.md has the list. A label that does not apply is"
+    " empty; severity is fixed per finding.",
 )
 
 # --- the agent itself ---

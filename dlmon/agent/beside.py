@@ -14,12 +14,11 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from dlmon.agent import jobs, log
+from dlmon.agent import assembly, jobs, log
 from dlmon.agent.config import Config, Web
 from dlmon.agent.daemon import Daemon
 from dlmon.agent.lock import AT, NO, AgentLock, log_path, open_log
 from dlmon.errors import DlmonError, UsageError
-from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Snapshot
 
 LINGER_SECONDS = 5.0
@@ -109,18 +108,12 @@ def _leave(lock: AgentLock) -> None:
 
 def _daemon(directory: str, address: str) -> Daemon:
     config = Config(dirs=(directory,))
-    observer = Observer(
-        config.dirs,
-        dead_seconds=config.keep.dead_seconds,
-        loaders_per_rank=config.limits.loaders_per_rank,
-        segments_per_user=config.limits.segments_per_user,
-    )
     if address:
-        return Daemon(replace(config, web=Web(listen_address=address)), observer)
+        return assembly.daemon(replace(config, web=Web(listen_address=address)))
     try:
-        return Daemon(config, observer)
+        return assembly.daemon(config)
     except UsageError:
-        return Daemon(replace(config, web=Web(listen_address=_FREE_PORT)), observer)
+        return assembly.daemon(replace(config, web=Web(listen_address=_FREE_PORT)))
 
 
 def _report(fd: int, line: str) -> None:

@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -20,6 +20,7 @@ from dlmon.agent.config import Config
 from dlmon.agent.routes import Router
 from dlmon.agent.server import Server, listen
 from dlmon.agent.state import Board
+from dlmon.agent.watch import Watch, Watcher
 from dlmon.observe.snapshot import Snapshot
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -55,18 +56,22 @@ class _Stop(BaseException):
 class Daemon:
     """One agent."""
 
-    def __init__(self, config: Config, observer: Observing) -> None:
+    def __init__(
+        self, config: Config, observer: Observing, watchers: Iterable[Watcher] = ()
+    ) -> None:
         """Open the socket.
 
         Args:
             config: All settings.
             observer: Closed when the agent ends.
+            watchers: Say what is wrong in what it sees.
 
         Raises:
             UsageError: It cannot listen at the address.
         """
         self._config = config
         self._observer = observer
+        self._watch = Watch(watchers)
         self._board = Board(Detail(config.metrics.per_worker), config.limits.series)
         router = Router(self._board, config.interval_seconds)
         self._server: Server = listen(config.web.listen_address, router.respond)
@@ -132,7 +137,7 @@ class Daemon:
     def _tick(self) -> Snapshot | None:
         seen = None
         try:
-            seen = self._observer.observe()
+            seen = self._watch.look(self._observer.observe())
             self._board.publish(seen)
         except Exception as error:  # noqa: BLE001  # whatever it is, the agent goes on serving
             self._complain(error)

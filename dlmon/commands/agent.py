@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 
-from dlmon.agent import log
+from dlmon.agent import assembly, log
 from dlmon.agent.config import FLAGS, load
-from dlmon.agent.daemon import Daemon
 from dlmon.agent.lock import AgentLocks
 from dlmon.agent.settings import Setting
-from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Snapshot
 
 
@@ -58,13 +56,7 @@ def main(args: argparse.Namespace) -> int:
     given = {flag: vars(args)[flag] for flag in FLAGS if vars(args)[flag] is not None}
     config = load(args.config, given)
     log.configure()
-    observer = Observer(
-        config.dirs,
-        dead_seconds=config.keep.dead_seconds,
-        loaders_per_rank=config.limits.loaders_per_rank,
-        segments_per_user=config.limits.segments_per_user,
-    )
-    daemon = Daemon(config, observer)
+    daemon = assembly.daemon(config)
     locks = AgentLocks(config.dirs, daemon.address)
 
     def is_over(_: Snapshot | None) -> bool:

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from dlmon.agent.config import SETTINGS
-from dlmon.gen import configuration, metrics, segment, torch_versions
+from dlmon.gen import configuration, findings, metrics, segment, torch_versions
 from dlmon.gen.files import differing, source_root, write
 
 
@@ -25,6 +25,7 @@ def documents() -> dict[str, str]:
     """Return every generated document by its path in the repository."""
     return {
         "docs/metrics.md": metrics.render(),
+        "docs/findings.md": findings.render(),
         "docs/segment.md": segment.render(),
         "docs/configuration.md": configuration.render(SETTINGS),
         "docs/torch-versions.md": torch_versions.render(),

@@ -17,6 +17,7 @@ _TITLES = {
     Subject.RANK: "A training process",
     Subject.LOADER: "A DataLoader",
     Subject.WORKER: "A worker",
+    Subject.FINDING: "What is wrong",
     Subject.AGENT: "The agent itself",
 }
 

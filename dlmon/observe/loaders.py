@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dlmon.catalog import LOADER_INFO, LOADER_LABELS
 from dlmon.observe.snapshot import Histogram, Loader, Worker, WorkerState
@@ -41,7 +42,7 @@ class Seen:
     Attributes:
         lives: The process that last attested to the slot still lives, whatever became of its lock.
         stopped, zombie: Its process state.
-        pid, cpu_seconds, resident_bytes: As in `Worker`.
+        pid, cpu_seconds, resident_bytes, process_state, started: As in `Worker`.
     """
 
     lives: bool = False
@@ -50,6 +51,8 @@ class Seen:
     pid: int | None = None
     cpu_seconds: float | None = None
     resident_bytes: int | None = None
+    process_state: str | None = None
+    started: float | None = None
 
 
 _OF_WORKERS = {"worker_loop", "dispatch", "shutdown"}
@@ -127,6 +130,7 @@ def loader(name: str, parts: Sequence[Part], clock: Clock) -> tuple[Loader, int]
         last_abnormal_exit=clock.moment(max(rank["last_abnormal_exit_ns"] for rank in ranks)),
         workers=_workers(parts, clock),
         missing_hooks=tuple(sorted(set().union(*map(_missing_hooks, parts)))),
+        phase_since=_phase_since(shown, clock),
     )
     return found, sum(f.clamped for f in fills)
 
@@ -292,7 +296,38 @@ def _worker(slot: int, parts: Sequence[Part], clock: Clock) -> Worker:
         cpu_seconds=sum(known_cpu) if known_cpu else None,
         resident_bytes=seen.resident_bytes if up else None,
         orphan=bool(up) and shown.reading.rank_holder is None,
+        **_task(shown, slot, clock) if up is not None else {},
+        process_state=seen.process_state if up else None,
+        started=seen.started if up else None,
     )
+
+
+def _task(part: Part, slot: int, clock: Clock) -> dict[str, Any]:
+    """Return what a worker of an iterating loader has to do, by attribute of `Worker`."""
+    reading, cells = part.reading, part.reading.workers[slot]
+    since = meaning.fetching_since(cells)
+    return {
+        "fetching_since": None if since is None else clock.moment(since),
+        "fetch_index": meaning.fetch_index(cells),
+        "fetch_samples": max(0, cells["samples_each"]),
+        "owed": _owed(part, slot),
+        "handed": _fetched_now(cells, reading.rank),
+    }
+
+
+def _owed(part: Part, slot: int) -> int | None:
+    """Return the tasks given to a worker and not done, where it is plain who was given which.
+
+    That is where torch gives task t to worker t mod n: not with `in_order=False`, and not once the
+    streams of some workers have ended.
+    """
+    reading = part.reading
+    known = config(reading)["in_order"] == "true" and not reading.info.get("iterable")
+    if not known or part.phase is Phase.IDLE or "dispatch" in _missing_hooks(part):
+        return None
+    workers, dispatched = reading.layout.workers, reading.rank["dispatched"]
+    given = max(0, (dispatched - slot + workers - 1) // workers)
+    return max(0, given - _fetched_now(reading.workers[slot], reading.rank))
 
 
 def worker_up(part: Part, slot: int) -> bool | None:
@@ -326,6 +361,11 @@ def _state(up: bool | None, part: Part, slot: int) -> WorkerState | None:
     if meaning.fetching_since(part.reading.workers[slot]) is not None:
         return WorkerState.FETCHING
     return WorkerState.HANDING_OVER if _handing_over(part, slot) else WorkerState.IDLE
+
+
+def _phase_since(part: Part, clock: Clock) -> float | None:
+    phase, since = meaning.phase(part.reading.rank)
+    return None if phase is Phase.IDLE else clock.moment(since)
 
 
 def _handing_over(part: Part, slot: int) -> bool:

@@ -206,6 +206,8 @@ class Observer:
             pid=pid,
             cpu_seconds=self._cpu.add(key, pid, sample),
             resident_bytes=sample.resident_bytes,
+            process_state=sample.status,
+            started=sample.started,
         )
 
 

@@ -6,6 +6,7 @@ Runs in: agent and the commands. On failure: what may not be read is None.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ class Sample:
     cpu_seconds: float
     resident_bytes: int | None
     start_ticks: int
+
+    @property
+    def started(self) -> float:
+        """Unix time of its start."""
+        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        return booted + self.start_ticks / _TICKS
 
 
 _TICKS = os.sysconf("SC_CLK_TCK")

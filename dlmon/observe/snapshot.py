@@ -55,6 +55,18 @@ class Worker:
         cpu_seconds: CPU time, over all processes seen in this slot; None before one was seen.
         resident_bytes: RSS of the living process.
         orphan: Alive while its rank is dead.
+        hung: It owes a batch and makes no progress; what it is stuck in is a finding.
+        process_state: Of the living process: R, S, D, T, t or Z as in /proc/<pid>/stat.
+        started: Unix time at which the living process was started.
+        fetching_since: Unix time at which the open fetch began, None if none is open.
+        fetch_index: The first sample index of the last fetch begun; None if it has no integer one.
+        fetch_samples: Samples in the batch fetched last, as many as are usual.
+        owed: Tasks of this iteration given to it and not done; None where that is not known.
+        handed: Batches of this iteration that it has fetched.
+        proportional_bytes, unique_bytes: PSS and USS at the last scan, which is at `scanned`.
+        read_bytes: Read from storage, over all processes seen in this slot.
+        major_faults: Page faults that needed storage, likewise.
+        open_fds: Descriptors in use.
     """
 
     slot: int
@@ -69,6 +81,20 @@ class Worker:
     cpu_seconds: float | None
     resident_bytes: int | None
     orphan: bool
+    hung: bool = False
+    process_state: str | None = None
+    started: float | None = None
+    fetching_since: float | None = None
+    fetch_index: int | None = None
+    fetch_samples: int = 0
+    owed: int | None = None
+    handed: int = 0
+    proportional_bytes: int | None = None
+    unique_bytes: int | None = None
+    scanned: float | None = None
+    read_bytes: int | None = None
+    major_faults: int | None = None
+    open_fds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +123,7 @@ class Loader:
         workers: One per slot, in order; empty with num_workers=0.
         missing_hooks: Those of `layout.HOOKS` that the shim could not place for it; what needs them
             is 0 here.
+        phase_since: Unix time at which `phase` began, None while idle.
     """
 
     name: str
@@ -124,6 +151,7 @@ class Loader:
     last_abnormal_exit: float | None
     workers: tuple[Worker, ...]
     missing_hooks: tuple[str, ...] = ()
+    phase_since: float | None = None
 
     @property
     def wait_ratio(self) -> float | None:
@@ -191,6 +219,28 @@ class Rank:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """An active diagnosis: what is wrong with whom, since when, and what shows it.
+
+    Attributes:
+        name: One of `dlmon.analysis.findings.FINDINGS`, which gives it its severity.
+        run, rank, loader, worker: Whom it is about, as in the labels; "" for what does not apply.
+        since: Unix time from which on it holds; not when it was noticed.
+        sentence: What an operator reads: who does what, for how long.
+        evidence: Further facts, by name.
+    """
+
+    name: str
+    run: str
+    rank: str
+    loader: str
+    worker: str
+    since: float
+    sentence: str
+    evidence: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A file that was not read, and why.
 
@@ -220,6 +270,7 @@ class Snapshot:
         stale_reads_total: Slots served from the last good read because a writer was in the middle.
         clamped_total: Values held within bounds or kept from going down.
         dropped_total: Segments left out for a limit (`rank`, `user`); every reason present.
+        findings: What is wrong now, the gravest first; none before they were looked for.
     """
 
     time: float
@@ -232,3 +283,4 @@ class Snapshot:
     stale_reads_total: int = 0
     clamped_total: int = 0
     dropped_total: Mapping[str, int] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 
 MAGIC = b"DLMONSEG"
 MAJOR = 1
-MINOR = 0
+MINOR = 1
 
 SUFFIX = ".seg"
 
@@ -82,6 +82,9 @@ class Phase(enum.IntEnum):
 LOOP = 6
 """State of the cell `phase` while batches are delivered one after the other: Phase.WAIT since
 `entered_ns` if that is after `updated`, else Phase.STEP since `updated`, the last delivery."""
+
+NO_INDEX = -(1 << 63)
+"""What the cell `fetch_index` holds if that fetch has no integer index: a stream's, or a key."""
 
 STATE_BITS = 3
 STATE_MASK = (1 << STATE_BITS) - 1
@@ -146,6 +149,7 @@ _FETCH = (
     ("fetched_before", "count", 1, "batches fetched when this iteration's first fetch began"),
     ("failed_before", "count", 1, "`fetch_failed` when this iteration's first fetch began"),
     ("fetch_histogram", "count", HISTOGRAM_BUCKETS, "batches fetched, by duration"),
+    ("fetch_index", "id", 1, "the first sample index of the last fetch begun, or NO_INDEX"),
 )
 
 _RANK = (

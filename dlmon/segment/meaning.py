@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlmon.segment.layout import LOOP, Phase
+from dlmon.segment.layout import LOOP, NO_INDEX, Phase
 from dlmon.segment.reader import Cells
 
 
@@ -45,6 +45,12 @@ def fetching_since(slot: Cells) -> int | None:
     """Return since when a fetch is open, in nanoseconds; None while none is."""
     begun = slot["fetch_begun"]
     return begun if begun > slot["fetch_updated"] else None
+
+
+def fetch_index(slot: Cells) -> int | None:
+    """Return the first sample index of the last fetch begun, None if it has no integer one."""
+    held = slot.run("fetch_index")  # not there before layout 1.1
+    return held[0] if held and held[0] != NO_INDEX else None
 
 
 def last_progress(slot: Cells) -> int:

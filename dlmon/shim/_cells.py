@@ -59,4 +59,5 @@ FETCH_ITERATION = _in_group("fetch_iteration")
 FETCHED_BEFORE = _in_group("fetched_before")
 FAILED_BEFORE = _in_group("failed_before")
 FETCH_HISTOGRAM = _in_group("fetch_histogram")
-FETCH_CELLS = FETCH_HISTOGRAM + layout.HISTOGRAM_BUCKETS
+FETCH_INDEX = _in_group("fetch_index")
+FETCH_CELLS = FETCH_INDEX + 1

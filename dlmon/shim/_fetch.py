@@ -18,6 +18,7 @@ from dlmon.shim._cells import (
     FETCH_CELLS,
     FETCH_FAILED,
     FETCH_HISTOGRAM,
+    FETCH_INDEX,
     FETCH_ITERATION,
     FETCH_NS,
     FETCH_UPDATED,
@@ -59,7 +60,7 @@ class FetchRecorder:
         self.cells = cells = segment.cells[first : first + FETCH_CELLS]
         self._segment = segment.cells
         self._iterations_at = layout.cell_index(0, "iterations")
-        self.counts = cells[FETCH_HISTOGRAM:FETCH_CELLS].tolist()
+        self.counts = cells[FETCH_HISTOGRAM:FETCH_INDEX].tolist()
         self.each = cells[SAMPLES_EACH]
         self.collated = 1
         self.stopped = True
@@ -85,8 +86,10 @@ class FetchRecorder:
         cells[FAILED_BEFORE] = cells[FETCH_FAILED]
         cells[FETCH_UPDATED] = now
         self._fetcher = alive = weakref.ref(fetcher)
+        cells[FETCH_INDEX] = layout.NO_INDEX
         by_index = self._counts_by_index(fetcher, index, iterable)
-        fetcher.fetch = recorded_fetch(self, original, alive, by_index)
+        indexed = bool(type(index) in (list, tuple) and index) and type(index[0]) is int
+        fetcher.fetch = recorded_fetch(self, original, alive, by_index, indexed and not iterable)
 
     def stop(self) -> None:
         """Leave the fetcher as it was."""

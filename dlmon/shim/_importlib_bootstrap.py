@@ -16,12 +16,14 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from dlmon.segment import phases
+from dlmon.segment.layout import NO_INDEX
 from dlmon.shim import _guard, _names
 from dlmon.shim._cells import (
     DISPATCHED,
     ENTERED,
     FETCH_BEGUN,
     FETCH_HISTOGRAM,
+    FETCH_INDEX,
     FETCH_NS,
     FETCH_UPDATED,
     FETCH_UPDATING,
@@ -173,8 +175,12 @@ def hook_fetch(session: Session, original: Fetch, *, iterable: bool) -> Fetch:
     return fetch
 
 
-def recorded_fetch(
-    recorder: FetchRecorder, original: Fetch, alive: Callable[[], Any], by_index: bool
+def recorded_fetch(  # noqa: C901  # a call more is a tenth of what a fetch may cost
+    recorder: FetchRecorder,
+    original: Fetch,
+    alive: Callable[[], Any],
+    by_index: bool,
+    indexed: bool,
 ) -> Callable[[Any], Any]:
     """Return the `fetch` of one fetcher, recorded.
 
@@ -183,11 +189,12 @@ def recorded_fetch(
         original: The class's.
         alive: Returns the fetcher, which this does not keep alive.
         by_index: A batch has as many samples as indices.
+        indexed: They are integers, as far as the first one tells.
     """
     cells, counts, total = recorder.cells, recorder.counts, recorder.cells[FETCH_NS]
 
     def fetch(possibly_batched_index: Any) -> Any:
-        nonlocal by_index, total
+        nonlocal by_index, indexed, total
         if by_index:
             try:
                 if len(possibly_batched_index) != recorder.each:
@@ -195,6 +202,13 @@ def recorded_fetch(
             except Exception:  # a batch sampler may give lists first and then iterators
                 _guard.pass_on_a_signal_handlers()
                 by_index = recorder.count_at_collate(alive())
+        if indexed:
+            try:
+                cells[FETCH_INDEX] = possibly_batched_index[0]
+            except Exception:  # a batch of another kind, an empty one, an index of 65 bits
+                _guard.pass_on_a_signal_handlers()
+                indexed = False
+                cells[FETCH_INDEX] = NO_INDEX
         cells[FETCH_BEGUN] = begun = monotonic_ns()
         try:
             batch = original(alive(), possibly_batched_index)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from dlmon.observe.snapshot import (
+    Finding,
     Histogram,
     Loader,
     Process,
@@ -132,6 +133,20 @@ def make_rank(rank: str = "0", run: str = "job-17", **changes: Any) -> Rank:
     return dataclasses.replace(made, **changes)
 
 
+def make_finding(**changes: Any) -> Finding:
+    """A worker of the sample rank that is stuck."""
+    finding = Finding(
+        name="worker_stuck_in_fetch",
+        run="r1",
+        rank="0",
+        loader="train",
+        worker="1",
+        since=NOW - 90,
+        sentence="worker 1 of train has been fetching for 90 s",
+    )
+    return dataclasses.replace(finding, **changes)
+
+
 def make_snapshot(*ranks: Rank, **changes: Any) -> Snapshot:
     """A snapshot of these ranks, by default one, with every total above zero."""
     snapshot = Snapshot(
@@ -144,5 +159,6 @@ def make_snapshot(*ranks: Rank, **changes: Any) -> Snapshot:
         stale_reads_total=1,
         clamped_total=4,
         dropped_total={"rank": 5, "user": 6},
+        findings=(make_finding(),),
     )
     return dataclasses.replace(snapshot, **changes)

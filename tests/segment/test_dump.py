@@ -154,7 +154,7 @@ def test_what_is_no_segment_is_one_line_and_status_2(segment_dir: Path, option: 
         segment_dir: "not a regular file",
         forge.put(segment_dir, b"#!/bin/sh\n" * 20): ("magic b'#!/bin/s', expected b'DLMONSEG'"),
         forge.put(segment_dir, forge.forge(header={"major": 2}), "two.seg"): (
-            "layout 2.0, this release reads 1.x; upgrade the agent"
+            "layout 2.1, this release reads 1.x; upgrade the agent"
         ),
         forge.put(segment_dir, forge.forge(info=b"?"), "info.seg"): (
             "info is not JSON (Expecting value: line 1 column 1 (char 0))"

@@ -24,7 +24,7 @@ TABLE_BYTES = layout.TABLE_ENTRIES * layout.ENTRY_SIZE
 
 HEADERS: list[tuple[dict[str, Any], str, str]] = [
     ({"magic": b"DLMONSEX"}, "magic b'DLMONSEX', expected b'DLMONSEG'", "format"),
-    ({"major": 2}, "layout 2.0, this release reads 1.x; upgrade the agent", "version"),
+    ({"major": 2}, "layout 2.1, this release reads 1.x; upgrade the agent", "version"),
     (
         {"major": 0, "minor": 9},
         "layout 0.9, this release reads 1.x; upgrade dlmon in the job",

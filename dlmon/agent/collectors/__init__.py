@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlmon.agent.collectors import agent, loader, rank, worker
+from dlmon.agent.collectors import agent, finding, loader, rank, worker
 from dlmon.agent.collectors.families import Families
 from dlmon.agent.state import Status
 
@@ -22,5 +22,7 @@ def collect(status: Status) -> Families:
                 for admitted_worker in admitted_loader.workers:
                     worker.collect(families, admitted_worker)
     families.missing = frozenset()
+    if status.latest is not None:
+        finding.collect(families, status.latest.snapshot.findings)
     agent.collect(families, status)
     return families

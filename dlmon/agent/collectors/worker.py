@@ -18,6 +18,7 @@ def _values(admitted: AdmittedWorker) -> tuple[tuple[catalog.Metric, float | Non
     worker = admitted.worker
     return (
         (catalog.WORKER_UP, worker.up),
+        (catalog.WORKER_HUNG, None if worker.up is None else worker.hung),
         (catalog.WORKER_STATE, worker.state),
         (catalog.WORKER_LAST_PROGRESS, worker.last_progress),
         (catalog.WORKER_BATCHES, worker.batches),

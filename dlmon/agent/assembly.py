@@ -1,0 +1,27 @@
+"""Put an agent together from its configuration."""
+
+from __future__ import annotations
+
+from dlmon.agent.config import Config
+from dlmon.agent.daemon import Daemon
+from dlmon.agent.watch import Watcher
+from dlmon.observe.observer import Observer
+
+
+def daemon(config: Config) -> Daemon:
+    """Return an agent that listens at its address.
+
+    Raises:
+        UsageError: It cannot listen there.
+    """
+    observer = Observer(
+        config.dirs,
+        dead_seconds=config.keep.dead_seconds,
+        loaders_per_rank=config.limits.loaders_per_rank,
+        segments_per_user=config.limits.segments_per_user,
+    )
+    return Daemon(config, observer, _watchers(config))
+
+
+def _watchers(_config: Config) -> tuple[Watcher, ...]:
+    return ()

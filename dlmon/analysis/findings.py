@@ -1,0 +1,251 @@
+"""Every finding there is, written once: `dlmon_finding` and docs/findings.md are made from it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Severity(enum.Enum):
+    """How grave a finding is, the gravest first."""
+
+    CRITICAL = "critical"
+    """A job makes no progress, has lost something, or soon will."""
+    WARNING = "warning"
+    """Something is wrong that a job survives so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of finding.
+
+    Attributes:
+        name: The label `finding`.
+        severity: Fixed per finding.
+        meaning: What it says, one sentence.
+        signals: What shows it, and what tells it from its like.
+        advice: What to do.
+    """
+
+    name: str
+    severity: Severity
+    meaning: str
+    signals: str
+    advice: str
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind(
+        name="worker_stuck_in_fetch",
+        severity=Severity.CRITICAL,
+        meaning=(
+            "A worker has been fetching one batch for far longer than its loader's batches take."
+        ),
+        signals=(
+            "An open fetch, older than the hang threshold of its loader; the process runs or "
+            "sleeps."
+        ),
+        advice=(
+            "`dlmon stacks` shows the line: a read without a timeout, a deadlock, an endless "
+            "loop in the dataset. The sample indices say which samples."
+        ),
+    ),
+    Kind(
+        name="worker_blocked_in_kernel",
+        severity=Severity.CRITICAL,
+        meaning=(
+            "A worker fetches one batch and cannot be interrupted: it waits in the kernel, as "
+            "a rule for storage."
+        ),
+        signals=(
+            "As worker_stuck_in_fetch, with process state D at every look since; `wchan` and "
+            "the system call say where."
+        ),
+        advice=(
+            "Look at the file system that it reads from; a mount that does not answer blocks "
+            "every process that touches it."
+        ),
+    ),
+    Kind(
+        name="worker_stuck_before_fetch",
+        severity=Severity.CRITICAL,
+        meaning=("A worker owes a batch and has not begun to fetch it."),
+        signals=(
+            "Tasks given and not done, no open fetch, no progress for longer than the hang "
+            "threshold: the worker is still starting, in `worker_init_fn`, or waits for its "
+            "queue."
+        ),
+        advice=(
+            "`dlmon stacks` shows where. After fork a lock that another thread held then is "
+            'held for ever: use `multiprocessing_context="spawn"`, or start no thread before '
+            "the workers."
+        ),
+    ),
+    Kind(
+        name="worker_stopped",
+        severity=Severity.CRITICAL,
+        meaning=("A worker owes a batch and is stopped, by a signal or a debugger."),
+        signals=(
+            "Process state T or t, tasks given and not done, or a batch that the loop waits for."
+        ),
+        advice=("`kill -CONT` its pid; find out what stopped it."),
+    ),
+    Kind(
+        name="batch_not_handed_over",
+        severity=Severity.CRITICAL,
+        meaning=("A batch is ready in a worker, the loop waits for it, and it does not arrive."),
+        signals=(
+            "The next batch in order is fetched and collated, its worker lives and is not "
+            "stopped, and the loop has been in `next()` for longer than the hang threshold."
+        ),
+        advice=(
+            "The batch may not be picklable (the worker's stderr has the error of its feeder "
+            "thread), code in C may hold the worker's GIL, or the pipe may be stuck. `dlmon "
+            "stacks` shows what the worker does."
+        ),
+    ),
+    Kind(
+        name="pin_memory_thread_dead",
+        severity=Severity.CRITICAL,
+        meaning=(
+            "Batches are ready, the loop waits, and the thread that would pin and pass them "
+            "on is gone."
+        ),
+        signals=(
+            "`pin_memory=True`, ready batches, the loop in `next()` for longer than the hang "
+            "threshold, no thread `pt_data_pin` in the rank."
+        ),
+        advice=("Its error is in the job's stderr; end the job, it will not go on."),
+    ),
+    Kind(
+        name="rank_stuck_in_next",
+        severity=Severity.CRITICAL,
+        meaning=(
+            "The loop has been waiting for a batch for far longer than usual, and no worker "
+            "is to blame."
+        ),
+        signals=(
+            "The loop in `next()` for longer than the hang threshold, and none of the "
+            "findings about workers, pin-memory thread or other ranks."
+        ),
+        advice=(
+            "`dlmon stacks` of the rank: the sampler, a dataset with `num_workers=0`, or a "
+            "wrapper around the loader."
+        ),
+    ),
+    Kind(
+        name="rank_stuck_in_step",
+        severity=Severity.CRITICAL,
+        meaning=(
+            "The loop has been working on one batch for far longer than usual, with data "
+            "ready: the loader is not to blame."
+        ),
+        signals=(
+            "An open step longer than the hang threshold and 20 usual steps, ready batches, "
+            "nobody else of the run waits for this rank."
+        ),
+        advice=(
+            "`dlmon stacks` of the rank: a collective that a peer does not enter, a "
+            "checkpoint to a stuck mount, an endless loop."
+        ),
+    ),
+    Kind(
+        name="ranks_wait_for_rank",
+        severity=Severity.CRITICAL,
+        meaning=(
+            "The other ranks of a run are in their step, as in a collective, and wait for "
+            "this one, which waits for data."
+        ),
+        signals=(
+            "One rank in `next()`, all others of its run in a step, each for longer than the "
+            "hang threshold."
+        ),
+        advice=("Look at what is found about this rank's loader; the others go on by themselves."),
+    ),
+    Kind(
+        name="worker_died",
+        severity=Severity.CRITICAL,
+        meaning=("A worker ended in another way than normal."),
+        signals=(
+            "A lost lock or an exit code; the reason is of `dlmon_loader_worker_exits_total`."
+        ),
+        advice=(
+            "`dlmon ps --dead` says what it did last. `oom_kill`: less memory per worker, or "
+            "fewer workers. `sigbus`: `/dev/shm` is full."
+        ),
+    ),
+    Kind(
+        name="rank_died",
+        severity=Severity.CRITICAL,
+        meaning=("A training process ended without saying goodbye."),
+        signals=("Its lock is free and no goodbye was written."),
+        advice=("`dlmon ps --dead` says what it and its workers did last."),
+    ),
+    Kind(
+        name="memory_limit_soon",
+        severity=Severity.CRITICAL,
+        meaning=(
+            "A cgroup will reach its memory limit within the hour at the rate at which it has "
+            "been growing."
+        ),
+        signals=(
+            "Anonymous and shared memory, never page cache, by a robust fit over at least "
+            "five minutes, or above 95 % of the limit."
+        ),
+        advice=("Fewer workers or less memory in each; see what is found about the workers."),
+    ),
+    Kind(
+        name="shm_nearly_full",
+        severity=Severity.CRITICAL,
+        meaning=(
+            "The /dev/shm through which workers hand over batches is nearly full; workers "
+            "will die of bus errors."
+        ),
+        signals=("More than 90 % used as the rank sees it."),
+        advice=("A larger `--shm-size` or `emptyDir`, fewer batches prefetched, smaller batches."),
+    ),
+    Kind(
+        name="worker_memory_leak",
+        severity=Severity.WARNING,
+        meaning=("Workers' own memory grows steadily, and not because shared pages are copied."),
+        signals=(
+            "USS grows by a robust fit over epochs, and PSS or the memory of all processes "
+            "together with it."
+        ),
+        advice=("Look for what the dataset keeps: caches, lists appended to, open files."),
+    ),
+    Kind(
+        name="copy_on_write_erosion",
+        severity=Severity.WARNING,
+        meaning=(
+            "Workers come to have copies of memory that they shared with the training process."
+        ),
+        signals=(
+            "USS grows while RSS does not: shared pages become private, since reference "
+            "counts are written to them."
+        ),
+        advice=(
+            "Keep samples' descriptions in an array or tensor instead of a list or dict of objects."
+        ),
+    ),
+    Kind(
+        name="open_files_nearly_exhausted",
+        severity=Severity.WARNING,
+        meaning=("A process has nearly as many files open as it may have."),
+        signals=("More than 90 % of the soft limit."),
+        advice=(
+            '`torch.multiprocessing.set_sharing_strategy("file_system")`, a higher `ulimit '
+            "-n`, or a leak of files in the dataset."
+        ),
+    ),
+    Kind(
+        name="orphan_workers",
+        severity=Severity.WARNING,
+        meaning=("Workers live on although their training process is dead; they hold memory."),
+        signals=("Locks of workers held, the rank's free."),
+        advice=("Kill them."),
+    ),
+)
+"""Every kind, in the order of the document."""
+
+FINDINGS = {kind.name: kind for kind in KINDS}
