@@ -1,5 +1,5 @@
 # `make` says what there is. Everything is installed into .venv and .tools, beside this file;
-# only chromium and strace, for a few tests, are system packages (and only root gets them).
+# only chromium, strace and faketime, for a few tests, are system packages (and only root gets them).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -47,6 +47,10 @@ check: lint gen-check test  ## lint, generated files up to date, tests: before e
 .PHONY: slow
 slow: $(INSTALLED) tools  ## run the tests marked slow
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+.PHONY: soak
+soak: $(INSTALLED) tools  ## half an hour of healthy and hung jobs: no false alarm, no hang missed
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 # The frameworks pull gigabytes and pins of their own: they get an environment beside .venv.
 ECOSYSTEM := .venv-ecosystem
