@@ -47,9 +47,10 @@ _READING = """\
    | free | the rank's `generation` | the same | ended in order |
    | free | the rank's `generation` | another | is dead |
 
-4. Read the file twice: a slot is good if the cells that must agree did not change meanwhile, as
-   said above. Else read again, {attempts} times, then go on with the last good one. Read workers
-   before the rank, so that no batch seems to be delivered before it was fetched.
+4. Read the file three times and take the second: a slot is good if `updating` and `updated` are the
+   same in all three. Two are not enough, for the kernel copies in whichever order it likes. Else
+   read again, {attempts} times, then go on with the last good one. Read workers before the rank, so
+   that no batch seems to be delivered before it was fetched.
 """
 
 

@@ -18,8 +18,8 @@ A writer holds a POSIX record lock on the first byte of its slot for as long as 
 anything written here, says who is alive (`dlmon.segment.locks`).
 
 Cells that must agree with each other are written between two stores of one and the same, ever
-growing time: first to `updating`, last to `updated`. A reader takes them if both are equal, and
-equal again in a second read. All others are single stores.
+growing time: first to `updating`, last to `updated`. A reader takes them if both are equal, and the
+same in the read before and in the next one. All others are single stores.
 
 What a batch costs is counted in stores, so what can be derived is not stored
 (`dlmon.segment.meaning`).

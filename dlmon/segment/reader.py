@@ -20,6 +20,8 @@ from dlmon.errors import SegmentError
 from dlmon.segment import files, layout, locks
 from dlmon.segment.layout import CELL, ENTRY, HEADER, Scope
 
+_STAMPS = (("updating", "updated"), ("fetch_updating", "fetch_updated"))
+
 ATTEMPTS = 3
 """How often a slot is read again while its writer is in the middle of an update."""
 
@@ -90,6 +92,21 @@ class Layout:
         count = self.slot_sizes[scope] // CELL
         values = struct.unpack_from(f"<{count}q", data, self.slot_offset(slot))
         return Cells(self.places[scope], values)
+
+    def settled(self, reads: Sequence[bytes], slot: int) -> bool:
+        """Return whether nothing of a slot changed while the second of three reads was made.
+
+        The read before tells that an update had ended, the one after that no other had begun. The
+        read itself cannot: the kernel copies in whichever order it likes.
+        """
+        start = self.slot_offset(slot)
+        for first, last in _STAMPS:
+            places = self.places[min(slot, 1)]
+            at = [start + places[name][0] * CELL for name in (first, last) if name in places]
+            stamps = {read[place : place + CELL] for place in at for read in reads}
+            if len(stamps) > 1:
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,24 +193,21 @@ class SegmentFile:
             SegmentError: The file was cut short or its info is not readable.
         """
         plan = self.layout
-        older = self._whole()
-        newer = self._whole()
-        last = self._whole()
-        unsettled: list[tuple[int, bytes]] = []
+        reads = [self._whole() for _ in range(4)]
+        unsettled: list[tuple[int, list[bytes]]] = []
         cells = {}
         for slot in range(plan.workers, -1, -1):
-            first, second = (older, newer) if slot else (newer, last)
-            found = plan.cells(first, slot)
-            if _settled(found, plan.cells(second, slot)):
-                cells[slot] = self._good[slot] = found
+            window = reads[:3] if slot else reads[1:]
+            if plan.settled(window, slot):
+                cells[slot] = self._good[slot] = plan.cells(window[1], slot)
             else:
-                unsettled.append((slot, second))
+                unsettled.append((slot, window[1:]))
         stale = 0
-        for slot, data in unsettled:
-            cells[slot], missed = self._again(slot, data)
+        for slot, window in unsettled:
+            cells[slot], missed = self._again(slot, window)
             stale += missed
         if not self._info_text or all(slot != 0 for slot, _ in unsettled):
-            self._read_info(newer)  # changed together with slot 0, if at all
+            self._read_info(reads[2])  # changed together with slot 0, if at all
         holders = [locks.holder(self.fd, plan.slot_offset(i)) for i in range(plan.workers + 1)]
         workers = tuple(cells[slot] for slot in range(1, plan.workers + 1))
         return Reading(
@@ -215,17 +229,16 @@ class SegmentFile:
             self._info = parse_info(self.path, text)
             self._info_text = text
 
-    def _again(self, slot: int, data: bytes) -> tuple[Cells, int]:
+    def _again(self, slot: int, last_two: list[bytes]) -> tuple[Cells, int]:
         """Read one slot until it settles; else serve what was read last (missed: 1)."""
         plan = self.layout
-        before = plan.cells(data, slot)
+        window = last_two
         for _ in range(ATTEMPTS):
-            after = plan.cells(self._whole(), slot)
-            if _settled(before, after):
-                self._good[slot] = before
-                return before, 0
-            before = after
-        return self._good.get(slot, before), 1
+            window = [*window[-2:], self._whole()]
+            if plan.settled(window, slot):
+                self._good[slot] = found = plan.cells(window[1], slot)
+                return found, 0
+        return self._good.get(slot, plan.cells(window[-1], slot)), 1
 
     def _whole(self) -> bytes:
         data = self._pread(self.layout.size)
@@ -369,14 +382,6 @@ def _check_file(path: str, status: os.stat_result, owner: int | None) -> None:
             f"expected {layout.HEADER_SIZE} to {layout.MAX_FILE_SIZE}",
             "bounds",
         )
-
-
-def _settled(before: Cells, after: Cells) -> bool:
-    """Return whether nothing in `before` was read in the middle of an update."""
-    return all(
-        before[first] == before[last] == after[first] == after[last]
-        for first, last in (("updating", "updated"), ("fetch_updating", "fetch_updated"))
-    )
 
 
 def _cut_short(path: str, size: int, expected: int) -> SegmentError:

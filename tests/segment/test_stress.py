@@ -95,7 +95,7 @@ def test_cells_that_must_agree_always_do(run_job: JobStarter, segment_dir: Path)
         seen.add(worker["fetch_ns"])
         settled += reading.stale == 0
     assert settled > READS // 10, "the reader hardly ever caught the writer at rest"
-    assert len(seen) > READS // 10, "the writer hardly moved: this proves nothing"
+    assert len(seen) > READS // 100, "the writer hardly moved: this proves nothing"
 
 
 def test_what_a_real_loop_records_always_agrees(run_job: JobStarter, segment_dir: Path) -> None:
@@ -111,4 +111,4 @@ def test_what_a_real_loop_records_always_agrees(run_job: JobStarter, segment_dir
             counts = rank.run(f"{histogram}_histogram")
             assert sum((1 << i >> 1) * n for i, n in enumerate(counts)) <= rank[nanoseconds]
         seen.add(fetched)
-    assert len(seen) > READS // 10, "the loop hardly moved: this proves nothing"
+    assert len(seen) > READS // 100, "the loop hardly moved: this proves nothing"
