@@ -6,11 +6,13 @@ import dataclasses
 import enum
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dlmon import __version__
+from dlmon.agent.hangs import Hang
 from dlmon.agent.state import Latest
-from dlmon.observe.snapshot import Loader, Refused, Snapshot
+from dlmon.analysis.findings import FINDINGS
+from dlmon.observe.snapshot import Finding, Loader, Refused, Snapshot
 
 _FIELDS: dict[type, tuple[str, ...]] = {}
 
@@ -20,7 +22,8 @@ def snapshot_json(latest: Latest, interval_seconds: float, *, trusted: bool) -> 
 
     Its keys are the attributes of `Snapshot`, and `agent` with `version`, `interval_seconds` and
     `age_seconds`; a loader has `wait_ratio` too. Phases, states and the keys that they are, are
-    lower-case names. What is not known, and what is no finite number, is null.
+    lower-case names; a finding has `severity` too. What is not known, and what is no finite number,
+    is null.
 
     Args:
         latest: The snapshot, and when it was taken.
@@ -34,8 +37,33 @@ def snapshot_json(latest: Latest, interval_seconds: float, *, trusted: bool) -> 
         "interval_seconds": interval_seconds,
         "age_seconds": latest.age_seconds(),
     }
+    return _encoded(document)
+
+
+def findings_json(snapshot: Snapshot) -> bytes:
+    """Return what is wrong, as JSON: `time`, and `findings`, the gravest first."""
+    return _encoded({"time": snapshot.time, "findings": _plain(snapshot.findings)})
+
+
+def hangs_json(hangs: Sequence[Hang], *, trusted: bool) -> bytes:
+    """Return the hangs that are kept, as JSON.
+
+    Args:
+        hangs: The newest first.
+        trusted: Whether the client may see stacks.
+    """
+    shown = hangs if trusted else [_without_stacks(hang) for hang in hangs]
+    return _encoded({"hangs": _plain(tuple(shown))})
+
+
+def _encoded(document: object) -> bytes:
     # ASCII, so that a lone surrogate in a name is an escape and not an error.
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def _without_stacks(hang: Hang) -> Hang:
+    processes = tuple(dataclasses.replace(seen, stacks=()) for seen in hang.processes)
+    return dataclasses.replace(hang, processes=processes)
 
 
 def _without_paths(snapshot: Snapshot) -> Snapshot:
@@ -59,6 +87,8 @@ def _plain(value: object) -> object:
     plain: dict[str, object] = {name: _plain(getattr(value, name)) for name in _names(type(value))}
     if isinstance(value, Loader):
         plain["wait_ratio"] = _plain(value.wait_ratio)
+    elif isinstance(value, Finding):
+        plain["severity"] = FINDINGS[value.name].severity.value
     return plain
 
 

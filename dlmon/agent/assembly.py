@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dlmon.agent.config import Config
 from dlmon.agent.daemon import Daemon
+from dlmon.agent.hangs import Evidence, Hangs
 from dlmon.agent.watch import Watcher
+from dlmon.analysis.hangs import Elsewhere, HangWatcher
+from dlmon.analysis.thresholds import Limits
+from dlmon.observe import kernel
 from dlmon.observe.observer import Observer
 
 
@@ -20,8 +24,22 @@ def daemon(config: Config) -> Daemon:
         loaders_per_rank=config.limits.loaders_per_rank,
         segments_per_user=config.limits.segments_per_user,
     )
-    return Daemon(config, observer, _watchers(config))
+    hangs = Hangs()
+    return Daemon(config, observer, _watchers(config, hangs), hangs)
 
 
-def _watchers(_config: Config) -> tuple[Watcher, ...]:
-    return ()
+def _watchers(config: Config, hangs: Hangs) -> tuple[Watcher, ...]:
+    return (_hang_watcher(config, hangs),)
+
+
+def _hang_watcher(config: Config, hangs: Hangs) -> Watcher:
+    def watcher(elsewhere: Elsewhere) -> Watcher:
+        return HangWatcher(
+            Limits(config.hangs.floor_seconds, config.hangs.ceiling_seconds),
+            interval=config.interval_seconds,
+            pin_threads=kernel.pin_threads,
+            elsewhere=elsewhere,
+        )
+
+    enabled = config.stacks.enabled == "true"
+    return Evidence(watcher, hangs, enabled=enabled, per_hour=config.stacks.per_hour)

@@ -87,6 +87,45 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Hangs:
+    """When something counts as hung."""
+
+    floor_seconds: float = setting(
+        60,
+        "Nothing is reported as hung before it has made no progress for so many seconds. From here"
+        " on it depends on how long the loader's fetches, waits and steps usually take.",
+        minimum=1,
+        maximum=86400,
+    )
+    ceiling_seconds: float = setting(
+        1800,
+        "After so many seconds without progress it is hung, however slow the loader usually is"
+        " (but not below `hangs.floor_seconds`).",
+        minimum=1,
+        maximum=604800,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stacks:
+    """The Python stacks of what is hung."""
+
+    enabled: str = setting(
+        "true",
+        "Whether stacks of hung workers and of their rank are taken (`true` or `false`): by py-spy,"
+        " three times, without stopping them. /proc state, wait channel and system call always"
+        " are.",
+        choices=("true", "false"),
+    )
+    per_hour: int = setting(
+        20,
+        "Hangs per hour of which stacks are taken.",
+        minimum=1,
+        maximum=3600,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything that can be configured; the defaults are those of `dlmon agent` without a file."""
 
@@ -109,6 +148,8 @@ class Config:
     metrics: Metrics = field(default_factory=Metrics)
     keep: Keep = field(default_factory=Keep)
     limits: Limits = field(default_factory=Limits)
+    hangs: Hangs = field(default_factory=Hangs)
+    stacks: Stacks = field(default_factory=Stacks)
 
 
 SETTINGS: tuple[Setting, ...] = tuple(settings_of(Config))

@@ -17,6 +17,7 @@ from typing import Protocol
 from dlmon import __version__
 from dlmon.agent.admission import Detail
 from dlmon.agent.config import Config
+from dlmon.agent.hangs import Hangs
 from dlmon.agent.routes import Router
 from dlmon.agent.server import Server, listen
 from dlmon.agent.state import Board
@@ -57,7 +58,11 @@ class Daemon:
     """One agent."""
 
     def __init__(
-        self, config: Config, observer: Observing, watchers: Iterable[Watcher] = ()
+        self,
+        config: Config,
+        observer: Observing,
+        watchers: Iterable[Watcher] = (),
+        hangs: Hangs | None = None,
     ) -> None:
         """Open the socket.
 
@@ -65,6 +70,7 @@ class Daemon:
             config: All settings.
             observer: Closed when the agent ends.
             watchers: Say what is wrong in what it sees.
+            hangs: What they have kept of hangs.
 
         Raises:
             UsageError: It cannot listen at the address.
@@ -73,7 +79,7 @@ class Daemon:
         self._observer = observer
         self._watch = Watch(watchers)
         self._board = Board(Detail(config.metrics.per_worker), config.limits.series)
-        router = Router(self._board, config.interval_seconds)
+        router = Router(self._board, config.interval_seconds, hangs)
         self._server: Server = listen(config.web.listen_address, router.respond)
         self._stopping = False
         self._complaint = ("", -math.inf)

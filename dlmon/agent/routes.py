@@ -11,8 +11,9 @@ from importlib import resources
 
 from prometheus_client.exposition import choose_encoder
 
-from dlmon.agent.api import snapshot_json
+from dlmon.agent.api import findings_json, hangs_json, snapshot_json
 from dlmon.agent.collectors import collect
+from dlmon.agent.hangs import Hangs
 from dlmon.agent.state import Board
 
 TEXT = "text/plain; charset=utf-8"
@@ -76,20 +77,24 @@ def text(status: HTTPStatus, message: str) -> Response:
 class Router:
     """Answers requests from what the board has now."""
 
-    def __init__(self, board: Board, interval_seconds: float) -> None:
+    def __init__(self, board: Board, interval_seconds: float, hangs: Hangs | None = None) -> None:
         """Read the page's files, so that no request opens one.
 
         Args:
             board: Where the snapshots are.
             interval_seconds: From one snapshot to the next.
+            hangs: What is kept of hangs, None for nothing.
         """
         self._board = board
+        self._hangs = Hangs() if hangs is None else hangs
         self._interval = interval_seconds
         self._routes: dict[str, Callable[[Request], Response]] = {
             "/metrics": self._metrics,
             "/-/healthy": self._healthy,
             "/-/ready": self._ready,
             "/api/v1/snapshot": self._snapshot,
+            "/api/v1/findings": self._findings,
+            "/api/v1/hangs": self._kept_hangs,
         }
         package = resources.files("dlmon.agent") / "web"
         self._assets = {
@@ -141,6 +146,17 @@ class Router:
             body = json.dumps({"error": "no snapshot yet"}).encode()
             return Response(HTTPStatus.SERVICE_UNAVAILABLE, body, JSON)
         body = snapshot_json(latest, self._interval, trusted=request.trusted)
+        return Response(HTTPStatus.OK, body, JSON)
+
+    def _findings(self, _request: Request) -> Response:
+        latest = self._board.status.latest
+        if latest is None:
+            body = json.dumps({"error": "no snapshot yet"}).encode()
+            return Response(HTTPStatus.SERVICE_UNAVAILABLE, body, JSON)
+        return Response(HTTPStatus.OK, findings_json(latest.snapshot), JSON)
+
+    def _kept_hangs(self, request: Request) -> Response:
+        body = hangs_json(self._hangs.newest(), trusted=request.trusted)
         return Response(HTTPStatus.OK, body, JSON)
 
 

@@ -42,8 +42,10 @@ KINDS: tuple[Kind, ...] = (
             "A worker has been fetching one batch for far longer than its loader's batches take."
         ),
         signals=(
-            "An open fetch, older than the hang threshold of its loader; the process runs or "
-            "sleeps."
+            "An open fetch, older than the hang threshold of its loader: the largest of "
+            "`hangs.floor_seconds`, 100 usual fetches and 8 times the longest one, at most "
+            "`hangs.ceiling_seconds`; ten floors for the first fetch of a worker and for the "
+            "first 16 of a loader. The process runs or sleeps."
         ),
         advice=(
             "`dlmon stacks` shows the line: a read without a timeout, a deadlock, an endless "
@@ -58,8 +60,8 @@ KINDS: tuple[Kind, ...] = (
             "a rule for storage."
         ),
         signals=(
-            "As worker_stuck_in_fetch, with process state D at every look since; `wchan` and "
-            "the system call say where."
+            "As worker_stuck_in_fetch, with process state D at most looks and at the last ones; "
+            "`wchan` and the system call say where."
         ),
         advice=(
             "Look at the file system that it reads from; a mount that does not answer blocks "
@@ -71,9 +73,10 @@ KINDS: tuple[Kind, ...] = (
         severity=Severity.CRITICAL,
         meaning=("A worker owes a batch and has not begun to fetch it."),
         signals=(
-            "Tasks given and not done, no open fetch, no progress for longer than the hang "
+            "Tasks given and not done, no open fetch and no progress for longer than the hang "
             "threshold: the worker is still starting, in `worker_init_fn`, or waits for its "
-            "queue."
+            "queue. Known where tasks are given in turn: not for an IterableDataset nor with "
+            "`in_order=False`."
         ),
         advice=(
             "`dlmon stacks` shows where. After fork a lock that another thread held then is "
@@ -86,7 +89,8 @@ KINDS: tuple[Kind, ...] = (
         severity=Severity.CRITICAL,
         meaning=("A worker owes a batch and is stopped, by a signal or a debugger."),
         signals=(
-            "Process state T or t, tasks given and not done, or a batch that the loop waits for."
+            "Process state T or t for longer than `hangs.floor_seconds`, with tasks given and not "
+            "done or while the loop waits."
         ),
         advice=("`kill -CONT` its pid; find out what stopped it."),
     ),
@@ -95,8 +99,10 @@ KINDS: tuple[Kind, ...] = (
         severity=Severity.CRITICAL,
         meaning=("A batch is ready in a worker, the loop waits for it, and it does not arrive."),
         signals=(
-            "The next batch in order is fetched and collated, its worker lives and is not "
-            "stopped, and the loop has been in `next()` for longer than the hang threshold."
+            "The next batch in order is fetched and collated, its worker lives, no worker is "
+            "stopped or dead, and the loop has been in `next()` for longer than the hang "
+            "threshold. With an IterableDataset or `in_order=False`: every batch asked for is "
+            "fetched and none arrives; the worker is then named only if there is one."
         ),
         advice=(
             "The batch may not be picklable (the worker's stderr has the error of its feeder "
@@ -113,7 +119,8 @@ KINDS: tuple[Kind, ...] = (
         ),
         signals=(
             "`pin_memory=True`, ready batches, the loop in `next()` for longer than the hang "
-            "threshold, no thread `pt_data_pin` in the rank."
+            "threshold, fewer threads `pt_data_pin` in the rank than loaders that pin, where "
+            "there was one before (torch 2.6 or newer)."
         ),
         advice=("Its error is in the job's stderr; end the job, it will not go on."),
     ),
@@ -125,8 +132,10 @@ KINDS: tuple[Kind, ...] = (
             "is to blame."
         ),
         signals=(
-            "The loop in `next()` for longer than the hang threshold, and none of the "
-            "findings about workers, pin-memory thread or other ranks."
+            "The loop in `next()`, or in the beginning or end of an iteration, for longer than "
+            "the hang threshold and 8 times the longest wait (ten floors and 8 usual startups for "
+            "a first batch); every worker has done what it was given, none is dead, and none of "
+            "the findings about workers or the pin-memory thread."
         ),
         advice=(
             "`dlmon stacks` of the rank: the sampler, a dataset with `num_workers=0`, or a "
@@ -141,8 +150,10 @@ KINDS: tuple[Kind, ...] = (
             "ready: the loader is not to blame."
         ),
         signals=(
-            "An open step longer than the hang threshold and 20 usual steps, ready batches, "
-            "nobody else of the run waits for this rank."
+            "An open step longer than ten times `hangs.floor_seconds`, 20 usual steps and 8 times "
+            "the longest, at most `hangs.ceiling_seconds`; all batches asked for are ready; no "
+            "other loader of the rank iterates and no rank of the run waits for data. A "
+            "checkpoint or an evaluation without a DataLoader looks the same."
         ),
         advice=(
             "`dlmon stacks` of the rank: a collective that a peer does not enter, a "
@@ -157,10 +168,20 @@ KINDS: tuple[Kind, ...] = (
             "this one, which waits for data."
         ),
         signals=(
-            "One rank in `next()`, all others of its run in a step, each for longer than the "
-            "hang threshold."
+            "One rank of a run in `next()`, all others on this node in a step, each for longer "
+            "than the hang threshold."
         ),
         advice=("Look at what is found about this rank's loader; the others go on by themselves."),
+    ),
+    Kind(
+        name="rank_stopped",
+        severity=Severity.WARNING,
+        meaning=("A training process is stopped, by a signal, a debugger or its scheduler."),
+        signals=(
+            "Process state T or t of the rank for longer than `hangs.floor_seconds`; nothing else "
+            "is then said of it and its workers, and the time does not count against them."
+        ),
+        advice=("`kill -CONT` its pid, unless a scheduler suspended the job on purpose."),
     ),
     Kind(
         name="worker_died",

@@ -107,6 +107,7 @@ def rank_process(pid: int) -> Process:
     with suppress(OSError):
         shm = os.statvfs(f"/proc/{pid}/root/dev/shm")
     group = cgroups.of(pid)
+    seen = sample(pid)
     quota = group.cpu_quota()
     cpus = [float(c) for c in (affinity, quota) if c is not None]
     return Process(
@@ -119,4 +120,5 @@ def rank_process(pid: int) -> Process:
         cgroup=group.path,
         shm_size_bytes=shm.f_blocks * shm.f_frsize if shm else None,
         shm_used_bytes=(shm.f_blocks - shm.f_bfree) * shm.f_frsize if shm else None,
+        state=seen.status if seen else None,
     )

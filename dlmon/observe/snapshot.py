@@ -173,6 +173,7 @@ class Process:
         cpu_throttled_seconds: Time its cgroup was throttled.
         cgroup: Path of its cgroup.
         shm_size_bytes, shm_used_bytes: The /dev/shm that it sees.
+        state: R, S, D, T, t or Z as in /proc/<pid>/stat.
     """
 
     cpu_seconds: float | None = None
@@ -184,6 +185,7 @@ class Process:
     cgroup: str | None = None
     shm_size_bytes: int | None = None
     shm_used_bytes: int | None = None
+    state: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ def test_the_environments_directory_is_searched_first_unless_directories_are_giv
         ("intervall_seconds: 1", 1, ["intervall_seconds", "unknown key", "interval_seconds?"]),
         ("web:\n  listen_adress: x", 2, ["web.listen_adress", "did you mean listen_address?"]),
         ("\nlisten_address: :1", 2, ["listen_address", "did you mean web.listen_address?"]),
-        ("hangs: {floor_seconds: 60}", 1, ["hangs", "unknown key", "interval_seconds, dirs"]),
+        ("history: {seconds: 60}", 1, ["history", "unknown key", "interval_seconds, dirs"]),
         ("<<: {dirs: [a]}", 1, ["<<", "unknown key"]),
         ("1: 2", 1, ["1", "unknown key"]),
         ("[a]: 2", 1, ["a list", "as a key"]),

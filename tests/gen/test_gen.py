@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import struct
@@ -93,7 +94,7 @@ def test_the_example_is_the_default_configuration(tmp_path: Path) -> None:
     path = tmp_path / "agent.yml"
     path.write_text(example[1])
     assert load(str(path), {}, {}) == Config()
-    assert len(yaml.safe_load(example[1])) == 6
+    assert len(yaml.safe_load(example[1])) == len(dataclasses.fields(Config))
 
 
 # --- segment.md ---
