@@ -46,6 +46,7 @@ class Unit(enum.Enum):
     TIMESTAMP = "Unix seconds"
     BYTES = "bytes"
     CPUS = "CPUs"
+    RATIO = "ratio, 0 to 1"
     BATCHES = "batches"
     SAMPLES = "samples"
     COUNT = "count"
@@ -59,11 +60,13 @@ class Subject(enum.Enum):
     LOADER = "loader"
     WORKER = "worker"
     FINDING = "finding"
+    GPU = "gpu"
 
 
 RANK_LABELS = ("run", "rank")
 LOADER_LABELS = (*RANK_LABELS, "loader")
 WORKER_LABELS = (*LOADER_LABELS, "worker")
+GPU_LABELS = ("gpu", "uuid")
 
 FETCH_HOOKS = ("worker_loop", "map_fetch", "iterable_fetch")
 
@@ -101,7 +104,9 @@ class Metric:
             return Subject.WORKER
         if "loader" in self.labels:
             return Subject.LOADER
-        return Subject.RANK if "rank" in self.labels else Subject.AGENT
+        if "rank" in self.labels:
+            return Subject.RANK
+        return Subject.GPU if "gpu" in self.labels else Subject.AGENT
 
     @property
     def series(self) -> int:
@@ -202,6 +207,14 @@ RANK_MAX_FDS = Metric(
     Unit.COUNT,
     RANK_LABELS,
     "Soft limit of the training process's file descriptors.",
+)
+RANK_GPU_INFO = Metric(
+    "dlmon_rank_gpu_info",
+    Kind.INFO,
+    Unit.NONE,
+    (*RANK_LABELS, *GPU_LABELS),
+    "On which GPU the training process itself computes, one series for each; join on uuid, and"
+    " aggregate first: ranks can share a GPU. Absent where the driver does not name its processes.",
 )
 SHIM_HOOK_ACTIVE = Metric(
     "dlmon_shim_hook_active",
@@ -488,6 +501,32 @@ WORKER_RESIDENT_MEMORY = Metric(
     "RSS of the living worker process; pages shared with its parent and siblings count in each of"
     " them.",
     lean=True,
+)
+
+# --- a GPU ---
+
+GPU_UTILIZATION = Metric(
+    "dlmon_gpu_utilization_ratio",
+    Kind.GAUGE,
+    Unit.RATIO,
+    GPU_LABELS,
+    "Share of the driver's last sample period in which some kernel ran, however small: 0 idle, 1"
+    " never without one, which is not the same as busy. Absent for MIG instances.",
+)
+GPU_MEMORY_USED = Metric(
+    "dlmon_gpu_memory_used_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    GPU_LABELS,
+    "Memory of the GPU, or of the MIG instance, that is allocated, by whomever; PyTorch's cache"
+    " counts in full.",
+)
+GPU_MEMORY_TOTAL = Metric(
+    "dlmon_gpu_memory_total_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    GPU_LABELS,
+    "Memory that the GPU, or the MIG instance, has.",
 )
 
 # --- what is wrong ---

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from dlmon.agent.labels import clean
 from dlmon.catalog import METRICS, WORKER_UP, Metric, Subject, series_per
-from dlmon.observe.snapshot import Loader, Rank, Snapshot, Worker
+from dlmon.observe.snapshot import Gpu, Loader, Rank, Snapshot, Worker
 
 
 class Detail(enum.Enum):
@@ -53,12 +53,21 @@ class AdmittedLoader:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmittedGpu:
+    """A GPU with its label values, in the order of `GPU_LABELS`."""
+
+    labels: tuple[str, ...]
+    gpu: Gpu
+
+
+@dataclass(frozen=True, slots=True)
 class AdmittedRank:
-    """A rank with its label values, in the order of `RANK_LABELS`."""
+    """A rank with its label values, in the order of `RANK_LABELS`, and the GPUs it computes on."""
 
     labels: tuple[str, ...]
     rank: Rank
     loaders: tuple[AdmittedLoader, ...]
+    gpus: tuple[AdmittedGpu, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +77,12 @@ class Admitted:
     Attributes:
         ranks: No two have equal labels; nor have two loaders or two workers.
         dropped: Series left out of this snapshot, for `duplicate` and `series_limit`.
+        gpus: Those that ranks compute on, and those of which nobody says who does.
     """
 
     ranks: tuple[AdmittedRank, ...]
     dropped: Mapping[str, int]
+    gpus: tuple[AdmittedGpu, ...] = ()
 
 
 def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
@@ -88,14 +99,17 @@ def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
         limit: Series in all, the agent's own included; 1 or more.
     """
     names = _Names()
-    ranks = tuple(_ranks(snapshot.ranks, detail, names))
-    keep = _workers_with_detail(ranks, detail, limit)
+    gpus = tuple(_gpus(snapshot))
+    ranks = tuple(_with_gpus(rank, gpus) for rank in _ranks(snapshot.ranks, detail, names))
+    further = len(gpus) * series_per(Subject.GPU)
+    further += sum(max(0, len(rank.gpus) - 1) for rank in ranks)  # one is counted per rank
+    keep = _workers_with_detail(ranks, detail, limit - further)
     workers = sum(len(loader.workers) for rank in ranks for loader in rank.loaders)
     cut = 0
     if keep < workers:
         cut = (workers - keep) * (detail.series - Detail.UP.series)
         ranks = _reduce(ranks, keep)
-    return Admitted(ranks, {"duplicate": names.refused_series, "series_limit": cut})
+    return Admitted(ranks, {"duplicate": names.refused_series, "series_limit": cut}, gpus)
 
 
 class _Names:
@@ -112,6 +126,26 @@ class _Names:
             return False
         self._taken.add(labels)
         return True
+
+
+def _gpus(snapshot: Snapshot) -> Iterator[AdmittedGpu]:
+    """Choose the GPUs that jobs use, by the driver's list of processes.
+
+    Where it names none, in a container for example, any GPU may be a rank's.
+    """
+    used = {uuid for rank in snapshot.ranks for uuid in rank.gpus}
+    living = any(rank.up for rank in snapshot.ranks)
+    taken = set()
+    for gpu in snapshot.gpus:
+        labels = (clean(gpu.index), clean(gpu.uuid))
+        if (gpu.uuid in used or (gpu.pids is None and living)) and labels not in taken:
+            taken.add(labels)
+            yield AdmittedGpu(labels, gpu)
+
+
+def _with_gpus(rank: AdmittedRank, gpus: Iterable[AdmittedGpu]) -> AdmittedRank:
+    own = tuple(admitted for admitted in gpus if admitted.gpu.uuid in rank.rank.gpus)
+    return replace(rank, gpus=own) if own else rank
 
 
 def _ranks(ranks: Iterable[Rank], detail: Detail, names: _Names) -> Iterator[AdmittedRank]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dlmon.agent.config import Config
 from dlmon.agent.daemon import Daemon
 from dlmon.agent.watch import Watcher
+from dlmon.observe.gpus import Gpus
 from dlmon.observe.observer import Observer
 
 
@@ -14,13 +15,17 @@ def daemon(config: Config) -> Daemon:
     Raises:
         UsageError: It cannot listen there.
     """
+    gpus = Gpus(config.interval_seconds)
     observer = Observer(
         config.dirs,
         dead_seconds=config.keep.dead_seconds,
         loaders_per_rank=config.limits.loaders_per_rank,
         segments_per_user=config.limits.segments_per_user,
+        gpus=gpus.now,
     )
-    return Daemon(config, observer, _watchers(config))
+    agent = Daemon(config, observer, _watchers(config), (gpus.say,))
+    gpus.start()
+    return agent
 
 
 def _watchers(_config: Config) -> tuple[Watcher, ...]:

@@ -57,7 +57,11 @@ class Daemon:
     """One agent."""
 
     def __init__(
-        self, config: Config, observer: Observing, watchers: Iterable[Watcher] = ()
+        self,
+        config: Config,
+        observer: Observing,
+        watchers: Iterable[Watcher] = (),
+        sights: Iterable[Callable[[], str]] = (),
     ) -> None:
         """Open the socket.
 
@@ -65,6 +69,7 @@ class Daemon:
             config: All settings.
             observer: Closed when the agent ends.
             watchers: Say what is wrong in what it sees.
+            sights: Each says at start, in a few words, what else can be seen.
 
         Raises:
             UsageError: It cannot listen at the address.
@@ -72,6 +77,7 @@ class Daemon:
         self._config = config
         self._observer = observer
         self._watch = Watch(watchers)
+        self._sights = tuple(sights)
         self._board = Board(Detail(config.metrics.per_worker), config.limits.series)
         router = Router(self._board, config.interval_seconds)
         self._server: Server = listen(config.web.listen_address, router.respond)
@@ -166,7 +172,8 @@ class Daemon:
 
     def _greeting(self) -> str:
         dirs = ", ".join(name + _trouble(name) for name in self._config.dirs)
-        return f"dlmon {__version__} agent on http://{self.address}/, reading {dirs}, {sight()}"
+        seen = "; ".join([sight(), *(say() for say in self._sights)])
+        return f"dlmon {__version__} agent on http://{self.address}/, reading {dirs}, {seen}"
 
 
 def next_tick(start: float, interval: float, now: float) -> float:

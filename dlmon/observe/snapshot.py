@@ -202,6 +202,9 @@ class Rank:
         orphan_workers: Workers alive while this rank is dead.
         process: Empty once dead.
         loaders: By name.
+        visible: It lives and `pid` is its pid here. Else `pid` may be one of another pid namespace
+            or of the past, and says nothing about any process here.
+        gpus: UUIDs of the GPUs on which the process itself computes, as far as NVML tells.
     """
 
     run: str
@@ -216,6 +219,33 @@ class Rank:
     orphan_workers: int
     process: Process
     loaders: tuple[Loader, ...]
+    visible: bool = False
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, or one MIG instance of a GPU: a GPU that is divided is not listed itself.
+
+    Attributes:
+        index: NVML's, as "0"; of a MIG instance "0:1", the GPU's and its own.
+        uuid: "GPU-..." or "MIG-...".
+        name: The product's.
+        utilization: Share of the last sample period (1/6 s to 1 s) in which a kernel ran, 0 to 1;
+            None for MIG instances, for which NVML has none.
+        memory_used_bytes, memory_total_bytes: Of its own memory; what the driver keeps for itself
+            is not counted as used where the driver tells.
+        pids: Processes that compute or draw on it, in the observer's pid namespace; None where NVML
+            does not tell.
+    """
+
+    index: str
+    uuid: str
+    name: str
+    utilization: float | None
+    memory_used_bytes: int | None
+    memory_total_bytes: int | None
+    pids: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +301,7 @@ class Snapshot:
         clamped_total: Values held within bounds or kept from going down.
         dropped_total: Segments left out for a limit (`rank`, `user`); every reason present.
         findings: What is wrong now, the gravest first; none before they were looked for.
+        gpus: All GPUs of the node that can be seen; none when NVML does not answer.
     """
 
     time: float
@@ -284,3 +315,4 @@ class Snapshot:
     clamped_total: int = 0
     dropped_total: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    gpus: tuple[Gpu, ...] = ()

@@ -7,6 +7,7 @@ from typing import Any
 
 from dlmon.observe.snapshot import (
     Finding,
+    Gpu,
     Histogram,
     Loader,
     Process,
@@ -19,6 +20,7 @@ from dlmon.observe.snapshot import (
 from dlmon.segment.layout import ERRORS, EXIT_REASONS, HISTOGRAM_BUCKETS, HOOKS, Phase
 
 NOW = 1_750_000_000.0
+GPU_UUID = "GPU-8d6a4b0e-0000-4000-8000-000000000001"
 
 
 def make_histogram(**counts: int) -> Histogram:
@@ -129,8 +131,24 @@ def make_rank(rank: str = "0", run: str = "job-17", **changes: Any) -> Rank:
             shm_used_bytes=1_000_000_000,
         ),
         loaders=(make_loader(),),
+        visible=True,
+        gpus=(GPU_UUID,),
     )
     return dataclasses.replace(made, **changes)
+
+
+def make_gpu(**changes: Any) -> Gpu:
+    """The GPU on which the sample rank computes."""
+    gpu = Gpu(
+        index="0",
+        uuid=GPU_UUID,
+        name="NVIDIA H200",
+        utilization=0.37,
+        memory_used_bytes=11_000_000_000,
+        memory_total_bytes=150_000_000_000,
+        pids=(4242,),
+    )
+    return dataclasses.replace(gpu, **changes)
 
 
 def make_finding(**changes: Any) -> Finding:
@@ -160,5 +178,6 @@ def make_snapshot(*ranks: Rank, **changes: Any) -> Snapshot:
         clamped_total=4,
         dropped_total={"rank": 5, "user": 6},
         findings=(make_finding(),),
+        gpus=(make_gpu(),),
     )
     return dataclasses.replace(snapshot, **changes)

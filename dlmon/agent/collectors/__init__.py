@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlmon.agent.collectors import agent, finding, loader, rank, worker
+from dlmon.agent.collectors import agent, finding, gpu, loader, rank, worker
 from dlmon.agent.collectors.families import Families
 from dlmon.agent.state import Status
 
@@ -24,5 +24,7 @@ def collect(status: Status) -> Families:
     families.missing = frozenset()
     if status.latest is not None:
         finding.collect(families, status.latest.snapshot.findings)
+        for admitted_gpu in status.latest.admitted.gpus:
+            gpu.collect(families, admitted_gpu)
     agent.collect(families, status)
     return families
