@@ -61,12 +61,17 @@ class Subject(enum.Enum):
     WORKER = "worker"
     FINDING = "finding"
     GPU = "gpu"
+    UNOBSERVED = "unobserved"
 
 
 RANK_LABELS = ("run", "rank")
 LOADER_LABELS = (*RANK_LABELS, "loader")
 WORKER_LABELS = (*LOADER_LABELS, "worker")
 GPU_LABELS = ("gpu", "uuid")
+UNOBSERVED_LABELS = ("user", "script")
+
+PROCESS_STATES = ("running", "sleeping", "blocked", "stopped", "zombie")
+"""What a process does; blocked is uninterruptible, mostly waiting for storage."""
 
 FETCH_HOOKS = ("worker_loop", "map_fetch", "iterable_fetch")
 
@@ -106,7 +111,9 @@ class Metric:
             return Subject.LOADER
         if "rank" in self.labels:
             return Subject.RANK
-        return Subject.GPU if "gpu" in self.labels else Subject.AGENT
+        if "gpu" in self.labels:
+            return Subject.GPU
+        return Subject.UNOBSERVED if "script" in self.labels else Subject.AGENT
 
     @property
     def series(self) -> int:
@@ -527,6 +534,47 @@ GPU_MEMORY_TOTAL = Metric(
     Unit.BYTES,
     GPU_LABELS,
     "Memory that the GPU, or the MIG instance, has.",
+)
+
+# --- jobs without the shim ---
+
+UNOBSERVED_WORKERS = Metric(
+    "dlmon_unobserved_workers",
+    Kind.GAUGE,
+    Unit.COUNT,
+    (*UNOBSERVED_LABELS, "state"),
+    "DataLoader workers of jobs without the shim, by state of the process; blocked waits for storage"
+    " and cannot be interrupted. Of torch 2.6 and newer, whose workers have a name.",
+    values=PROCESS_STATES,
+)
+UNOBSERVED_ORPHAN_WORKERS = Metric(
+    "dlmon_unobserved_orphan_workers",
+    Kind.GAUGE,
+    Unit.COUNT,
+    UNOBSERVED_LABELS,
+    "Of these workers, those whose training process is gone; they hold memory until killed.",
+)
+UNOBSERVED_CPU_SECONDS = Metric(
+    "dlmon_unobserved_cpu_seconds_total",
+    Kind.COUNTER,
+    Unit.SECONDS,
+    UNOBSERVED_LABELS,
+    "User and system time of the workers seen so far, every five seconds: one that lives shorter"
+    " may be missing.",
+)
+UNOBSERVED_READ_BYTES = Metric(
+    "dlmon_unobserved_read_bytes_total",
+    Kind.COUNTER,
+    Unit.BYTES,
+    UNOBSERVED_LABELS,
+    "Read from storage by the workers seen so far; absent where the agent may not know it.",
+)
+UNOBSERVED_RESIDENT_MEMORY = Metric(
+    "dlmon_unobserved_resident_memory_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    UNOBSERVED_LABELS,
+    "RSS of the workers, summed: pages that they share count in each of them.",
 )
 
 # --- what is wrong ---

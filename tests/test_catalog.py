@@ -57,6 +57,7 @@ def test_labels_are_those_of_the_subject_and_no_target_label(metric: Metric) -> 
         Subject.WORKER: catalog.WORKER_LABELS,
         Subject.FINDING: catalog.WORKER_LABELS,
         Subject.GPU: catalog.GPU_LABELS,
+        Subject.UNOBSERVED: catalog.UNOBSERVED_LABELS,
     }
     common = subjects[metric.subject]
     assert metric.labels[: len(common)] == common

@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 
 from dlmon.agent.labels import clean
 from dlmon.catalog import METRICS, WORKER_UP, Metric, Subject, series_per
-from dlmon.observe.snapshot import Gpu, Loader, Rank, Snapshot, Worker
+from dlmon.observe.snapshot import Gpu, Loader, Rank, Snapshot, Unobserved, Worker
+
+MOST_UNOBSERVED = 64
+"""Users' scripts without the shim that have series: those with the most workers."""
 
 
 class Detail(enum.Enum):
@@ -61,6 +64,14 @@ class AdmittedGpu:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmittedUnobserved:
+    """Unobserved workers with their label values, in the order of `UNOBSERVED_LABELS`."""
+
+    labels: tuple[str, ...]
+    group: Unobserved
+
+
+@dataclass(frozen=True, slots=True)
 class AdmittedRank:
     """A rank with its label values, in the order of `RANK_LABELS`, and the GPUs it computes on."""
 
@@ -78,11 +89,13 @@ class Admitted:
         ranks: No two have equal labels; nor have two loaders or two workers.
         dropped: Series left out of this snapshot, for `duplicate` and `series_limit`.
         gpus: Those that ranks compute on, and those of which nobody says who does.
+        unobserved: Of these no two have equal labels either.
     """
 
     ranks: tuple[AdmittedRank, ...]
     dropped: Mapping[str, int]
     gpus: tuple[AdmittedGpu, ...] = ()
+    unobserved: tuple[AdmittedUnobserved, ...] = ()
 
 
 def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
@@ -101,15 +114,18 @@ def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
     names = _Names()
     gpus = tuple(_gpus(snapshot))
     ranks = tuple(_with_gpus(rank, gpus) for rank in _ranks(snapshot.ranks, detail, names))
-    further = len(gpus) * series_per(Subject.GPU)
+    unobserved = tuple(_unobserved(snapshot))
+    further = len(unobserved) * series_per(Subject.UNOBSERVED)
+    further += len(gpus) * series_per(Subject.GPU)
     further += sum(max(0, len(rank.gpus) - 1) for rank in ranks)  # one is counted per rank
     keep = _workers_with_detail(ranks, detail, limit - further)
     workers = sum(len(loader.workers) for rank in ranks for loader in rank.loaders)
-    cut = 0
+    cut = (len(snapshot.unobserved) - len(unobserved)) * series_per(Subject.UNOBSERVED)
     if keep < workers:
-        cut = (workers - keep) * (detail.series - Detail.UP.series)
+        cut += (workers - keep) * (detail.series - Detail.UP.series)
         ranks = _reduce(ranks, keep)
-    return Admitted(ranks, {"duplicate": names.refused_series, "series_limit": cut}, gpus)
+    dropped = {"duplicate": names.refused_series, "series_limit": cut}
+    return Admitted(ranks, dropped, gpus, unobserved)
 
 
 class _Names:
@@ -141,6 +157,15 @@ def _gpus(snapshot: Snapshot) -> Iterator[AdmittedGpu]:
         if (gpu.uuid in used or (gpu.pids is None and living)) and labels not in taken:
             taken.add(labels)
             yield AdmittedGpu(labels, gpu)
+
+
+def _unobserved(snapshot: Snapshot) -> Iterator[AdmittedUnobserved]:
+    taken: set[tuple[str, ...]] = set()
+    for group in snapshot.unobserved:
+        labels = (clean(group.user), clean(group.script))
+        if labels not in taken and len(taken) < MOST_UNOBSERVED:
+            taken.add(labels)
+            yield AdmittedUnobserved(labels, group)
 
 
 def _with_gpus(rank: AdmittedRank, gpus: Iterable[AdmittedGpu]) -> AdmittedRank:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from dlmon.agent.config import Config
 from dlmon.agent.daemon import Daemon
 from dlmon.agent.watch import Watcher
 from dlmon.observe.gpus import Gpus
 from dlmon.observe.observer import Observer
+from dlmon.observe.snapshot import Snapshot
+from dlmon.observe.unobserved import Scanner
+
+
+@dataclass(frozen=True, slots=True)
+class _Eyes:
+    """An observer, and the threads that look at what it does not wait for."""
+
+    observer: Observer
+    gpus: Gpus
+    scanner: Scanner
+
+    def observe(self) -> Snapshot:
+        return self.observer.observe()
+
+    def close(self) -> None:
+        self.gpus.close()
+        self.scanner.close()
+        self.observer.close()
 
 
 def daemon(config: Config) -> Daemon:
@@ -16,15 +37,18 @@ def daemon(config: Config) -> Daemon:
         UsageError: It cannot listen there.
     """
     gpus = Gpus(config.interval_seconds)
+    scanner = Scanner()
     observer = Observer(
         config.dirs,
         dead_seconds=config.keep.dead_seconds,
         loaders_per_rank=config.limits.loaders_per_rank,
         segments_per_user=config.limits.segments_per_user,
         gpus=gpus.now,
+        unobserved=scanner.now,
     )
-    agent = Daemon(config, observer, _watchers(config), (gpus.say,))
+    agent = Daemon(config, _Eyes(observer, gpus, scanner), _watchers(config), (gpus.say,))
     gpus.start()
+    scanner.start()
     return agent
 
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from dlmon.observe.aside import Aside
 from dlmon.observe.snapshot import Gpu
 
 RETRY_SECONDS = 30.0
@@ -48,21 +47,12 @@ class Gpus:
         self._retry = retry_seconds
         self._seen: tuple[float, tuple[Gpu, ...]] = (0.0, ())
         self._state = "GPUs: NVML has not answered yet"
-        self._first = threading.Event()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dlmon-gpus", daemon=True)
+        self._nvml: Nvml | None = None
+        self._aside = Aside("dlmon-gpus", self._turn)
 
     def start(self, wait_seconds: float = 1.0) -> None:
-        """Begin to look, and wait a moment for the first answer.
-
-        The thread inherits a mask that blocks every signal: they are the main thread's to handle.
-        """
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self._thread.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._first.wait(wait_seconds)
+        """Begin to look, and wait a moment for the first answer."""
+        self._aside.start(wait_seconds)
 
     def now(self) -> tuple[Gpu, ...]:
         """Return the GPUs as last seen; none if that is too long ago."""
@@ -74,38 +64,33 @@ class Gpus:
         return self._state
 
     def close(self) -> None:
-        """Ask no more. A call that hangs is left to hang: nothing waits for it."""
-        self._over.set()
+        """Ask no more."""
+        self._aside.close()
 
-    def _run(self) -> None:
-        nvml = _binding()
-        if nvml is None:
-            self._state = f"no GPU: {_LIBRARY}, which comes with NVIDIA's driver, is not here"
-            self._first.set()
-            return
-        asked = Nvml(nvml)
-        while not self._over.is_set():
-            pause = self._interval
-            try:
-                gpus = asked.look()
-                self._seen = (time.monotonic(), gpus)
-                self._tell(_sight(gpus))
-                if not asked.whole:  # NVML finds a GPU again only when it is opened again
-                    pause = self._interval
-                    asked.close_after(self._retry)
-            except Exception as error:  # noqa: BLE001  # the rest goes on without GPUs
-                asked.close()
-                self._tell(f"no GPU: NVML says: {error}; asked again every {self._retry:g} s")
-                pause = self._retry
-            self._first.set()
-            self._over.wait(pause)
-        asked.close()
+    def _turn(self) -> float | None:
+        if self._nvml is None:
+            binding = _binding()
+            if binding is None:
+                self._state = f"no GPU: {_LIBRARY}, which comes with NVIDIA's driver, is not here"
+                return None
+            self._nvml = Nvml(binding)
+        try:
+            gpus = self._nvml.look()
+        except Exception as error:  # noqa: BLE001  # the rest goes on without GPUs
+            self._nvml.close()
+            self._tell(f"no GPU: NVML says: {error}; asked again every {self._retry:g} s")
+            return self._retry
+        self._seen = (time.monotonic(), gpus)
+        self._tell(_sight(gpus))
+        if not self._nvml.whole:  # NVML finds a GPU again only when it is opened again
+            self._nvml.close_after(self._retry)
+        return self._interval
 
     def _tell(self, state: str) -> None:
         """Note what can be seen, and log it where that is news; the agent's greeting was first."""
         if state != self._state:
             self._state = state
-            if self._first.is_set():
+            if self._aside.begun:
                 logger.info("%s", state)
 
 

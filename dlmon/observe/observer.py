@@ -14,7 +14,16 @@ from dlmon.observe import loaders, processes
 from dlmon.observe.loaders import Clock, Part, Seen, text
 from dlmon.observe.retired import Retired
 from dlmon.observe.segments import Segments, Tracked
-from dlmon.observe.snapshot import Gpu, Histogram, Loader, Process, Rank, Snapshot, Worker
+from dlmon.observe.snapshot import (
+    Gpu,
+    Histogram,
+    Loader,
+    Process,
+    Rank,
+    Snapshot,
+    Unobserved,
+    Worker,
+)
 from dlmon.segment.layout import HOOKS
 from dlmon.segment.reader import Reading
 
@@ -46,6 +55,7 @@ class Observer:
         loaders_per_rank: int = 64,
         segments_per_user: int = 2048,
         gpus: Callable[[], tuple[Gpu, ...]] = tuple,
+        unobserved: Callable[[set[int]], tuple[Unobserved, ...]] = lambda _: (),
     ) -> None:
         """Observe the segments in and below `dirs`.
 
@@ -55,6 +65,7 @@ class Observer:
             loaders_per_rank: Further loaders of a rank are left out, and counted.
             segments_per_user: Further segments of a user are left out, and counted.
             gpus: Says at once what is known of the GPUs.
+            unobserved: Says at once which other workers are known, told who these are.
         """
         self._segments = Segments(
             dirs, dead_seconds=dead_seconds, segments_per_user=segments_per_user
@@ -66,6 +77,7 @@ class Observer:
         self._retired: Retired[Incarnation] = Retired()
         self._clamped = 0
         self._look_at_gpus = gpus
+        self._unobserved = unobserved
         self._gpus: tuple[Gpu, ...] = ()
 
     def observe(self) -> Snapshot:
@@ -98,6 +110,9 @@ class Observer:
             clamped_total=self._clamped,
             dropped_total=dict(self._segments.dropped_total),
             gpus=self._gpus,
+            unobserved=self._unobserved(
+                {h for t in tracked for h in t.reading.worker_holders if h}
+            ),
         )
 
     def close(self) -> None:

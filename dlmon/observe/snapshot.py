@@ -249,6 +249,54 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
+class UnobservedWorker:
+    """A DataLoader worker whose job has no shim, or none that this observer may read.
+
+    Attributes:
+        pid: In the observer's pid namespace.
+        parent: pid of the training process; None for an orphan, and where it is not visible.
+        process_state: R, S, D, T, t or Z as in /proc/<pid>/stat.
+        started: Unix time.
+        cpu_seconds: User and system time.
+        resident_bytes: RSS.
+        read_bytes: Read from storage; None where that may not be known.
+        orphan: Its training process is gone.
+        proportional_bytes, unique_bytes: PSS and USS; None where they were not looked at.
+    """
+
+    pid: int
+    parent: int | None
+    process_state: str
+    started: float
+    cpu_seconds: float
+    resident_bytes: int | None
+    read_bytes: int | None
+    orphan: bool
+    proportional_bytes: int | None = None
+    unique_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unobserved:
+    """The workers of all jobs of one user and script that are not observed.
+
+    Attributes:
+        user: A name, or the uid where it has none.
+        script: File name of what the training process runs, "-m" and a module, or what it calls
+            itself; "" if not known. Never any argument.
+        workers: At the last look, the oldest first.
+        cpu_seconds, read_bytes: Of all workers seen so far, those that have ended included;
+            `read_bytes` is None before one could be read.
+    """
+
+    user: str
+    script: str
+    workers: tuple[UnobservedWorker, ...]
+    cpu_seconds: float
+    read_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """An active diagnosis: what is wrong with whom, since when, and what shows it.
 
@@ -302,6 +350,7 @@ class Snapshot:
         dropped_total: Segments left out for a limit (`rank`, `user`); every reason present.
         findings: What is wrong now, the gravest first; none before they were looked for.
         gpus: All GPUs of the node that can be seen; none when NVML does not answer.
+        unobserved: By user and script, those with the most workers first.
     """
 
     time: float
@@ -316,3 +365,4 @@ class Snapshot:
     dropped_total: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     gpus: tuple[Gpu, ...] = ()
+    unobserved: tuple[Unobserved, ...] = ()

@@ -14,6 +14,8 @@ from dlmon.observe.snapshot import (
     Rank,
     Refused,
     Snapshot,
+    Unobserved,
+    UnobservedWorker,
     Worker,
     WorkerState,
 )
@@ -151,6 +153,23 @@ def make_gpu(**changes: Any) -> Gpu:
     return dataclasses.replace(gpu, **changes)
 
 
+def make_unobserved(**changes: Any) -> Unobserved:
+    """Two workers of a script without the shim, one of them an orphan."""
+    worker = UnobservedWorker(
+        pid=7001,
+        parent=7000,
+        process_state="S",
+        started=NOW - 50,
+        cpu_seconds=20.5,
+        resident_bytes=300_000_000,
+        read_bytes=1_000_000,
+        orphan=False,
+    )
+    orphan = dataclasses.replace(worker, pid=7002, parent=None, process_state="T", orphan=True)
+    group = Unobserved("bob", "finetune.py", (worker, orphan), cpu_seconds=50.0, read_bytes=3_000)
+    return dataclasses.replace(group, **changes)
+
+
 def make_finding(**changes: Any) -> Finding:
     """A worker of the sample rank that is stuck."""
     finding = Finding(
@@ -179,5 +198,6 @@ def make_snapshot(*ranks: Rank, **changes: Any) -> Snapshot:
         dropped_total={"rank": 5, "user": 6},
         findings=(make_finding(),),
         gpus=(make_gpu(),),
+        unobserved=(make_unobserved(),),
     )
     return dataclasses.replace(snapshot, **changes)
