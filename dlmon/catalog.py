@@ -46,6 +46,7 @@ class Unit(enum.Enum):
     TIMESTAMP = "Unix seconds"
     BYTES = "bytes"
     CPUS = "CPUs"
+    RATIO = "ratio, 0 to 1"
     BATCHES = "batches"
     SAMPLES = "samples"
     COUNT = "count"
@@ -59,11 +60,18 @@ class Subject(enum.Enum):
     LOADER = "loader"
     WORKER = "worker"
     FINDING = "finding"
+    GPU = "gpu"
+    UNOBSERVED = "unobserved"
 
 
 RANK_LABELS = ("run", "rank")
 LOADER_LABELS = (*RANK_LABELS, "loader")
 WORKER_LABELS = (*LOADER_LABELS, "worker")
+GPU_LABELS = ("gpu", "uuid")
+UNOBSERVED_LABELS = ("user", "script")
+
+PROCESS_STATES = ("running", "sleeping", "blocked", "stopped", "zombie")
+"""What a process does; blocked is uninterruptible, mostly waiting for storage."""
 
 FETCH_HOOKS = ("worker_loop", "map_fetch", "iterable_fetch")
 
@@ -101,7 +109,11 @@ class Metric:
             return Subject.WORKER
         if "loader" in self.labels:
             return Subject.LOADER
-        return Subject.RANK if "rank" in self.labels else Subject.AGENT
+        if "rank" in self.labels:
+            return Subject.RANK
+        if "gpu" in self.labels:
+            return Subject.GPU
+        return Subject.UNOBSERVED if "script" in self.labels else Subject.AGENT
 
     @property
     def series(self) -> int:
@@ -202,6 +214,14 @@ RANK_MAX_FDS = Metric(
     Unit.COUNT,
     RANK_LABELS,
     "Soft limit of the training process's file descriptors.",
+)
+RANK_GPU_INFO = Metric(
+    "dlmon_rank_gpu_info",
+    Kind.INFO,
+    Unit.NONE,
+    (*RANK_LABELS, *GPU_LABELS),
+    "On which GPU the training process itself computes, one series for each; join on uuid, and"
+    " aggregate first: ranks can share a GPU. Absent where the driver does not name its processes.",
 )
 SHIM_HOOK_ACTIVE = Metric(
     "dlmon_shim_hook_active",
@@ -488,6 +508,73 @@ WORKER_RESIDENT_MEMORY = Metric(
     "RSS of the living worker process; pages shared with its parent and siblings count in each of"
     " them.",
     lean=True,
+)
+
+# --- a GPU ---
+
+GPU_UTILIZATION = Metric(
+    "dlmon_gpu_utilization_ratio",
+    Kind.GAUGE,
+    Unit.RATIO,
+    GPU_LABELS,
+    "Share of the driver's last sample period in which some kernel ran, however small: 0 idle, 1"
+    " never without one, which is not the same as busy. Absent for MIG instances.",
+)
+GPU_MEMORY_USED = Metric(
+    "dlmon_gpu_memory_used_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    GPU_LABELS,
+    "Memory of the GPU, or of the MIG instance, that is allocated, by whomever; PyTorch's cache"
+    " counts in full.",
+)
+GPU_MEMORY_TOTAL = Metric(
+    "dlmon_gpu_memory_total_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    GPU_LABELS,
+    "Memory that the GPU, or the MIG instance, has.",
+)
+
+# --- jobs without the shim ---
+
+UNOBSERVED_WORKERS = Metric(
+    "dlmon_unobserved_workers",
+    Kind.GAUGE,
+    Unit.COUNT,
+    (*UNOBSERVED_LABELS, "state"),
+    "DataLoader workers of jobs without the shim, by state of the process; blocked waits for"
+    " storage and cannot be interrupted. Of torch 2.6 and newer, whose workers have a name.",
+    values=PROCESS_STATES,
+)
+UNOBSERVED_ORPHAN_WORKERS = Metric(
+    "dlmon_unobserved_orphan_workers",
+    Kind.GAUGE,
+    Unit.COUNT,
+    UNOBSERVED_LABELS,
+    "Of these workers, those whose training process is gone; they hold memory until killed.",
+)
+UNOBSERVED_CPU_SECONDS = Metric(
+    "dlmon_unobserved_cpu_seconds_total",
+    Kind.COUNTER,
+    Unit.SECONDS,
+    UNOBSERVED_LABELS,
+    "User and system time of the workers seen so far, every five seconds: one that lives shorter"
+    " may be missing.",
+)
+UNOBSERVED_READ_BYTES = Metric(
+    "dlmon_unobserved_read_bytes_total",
+    Kind.COUNTER,
+    Unit.BYTES,
+    UNOBSERVED_LABELS,
+    "Read from storage by the workers seen so far; absent where the agent may not know it.",
+)
+UNOBSERVED_RESIDENT_MEMORY = Metric(
+    "dlmon_unobserved_resident_memory_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    UNOBSERVED_LABELS,
+    "RSS of the workers, summed: pages that they share count in each of them.",
 )
 
 # --- what is wrong ---

@@ -166,7 +166,9 @@ class JobStarter:
         self._segment_dir = segment_dir
         self._jobs: list[Job] = []
 
-    def __call__(self, source: str, *, env: Mapping[str, str | None] | None = None) -> Job:
+    def __call__(
+        self, source: str, *, env: Mapping[str, str | None] | None = None, name: str = ""
+    ) -> Job:
         """Start a script.
 
         Args:
@@ -174,8 +176,9 @@ class JobStarter:
                 forkserver workers can import it: guard its body with `if __name__ == "__main__"`.
             env: Variables to set, or with None to remove, on top of this process's environment
                 and `DLMON_DIR`.
+            name: The script's file name, where a test needs one that no other job has.
         """
-        script = self._folder / f"job{len(self._jobs)}.py"
+        script = self._folder / (name or f"job{len(self._jobs)}.py")
         script.write_text(textwrap.dedent(source))
         changes = {"DLMON_DIR": str(self._segment_dir), "OMP_NUM_THREADS": "1", **(env or {})}
         environment = {**os.environ, **changes}

@@ -20,6 +20,7 @@ SUFFIXES = {
     Unit.TIMESTAMP: "_timestamp_seconds",
     Unit.BYTES: "_bytes",
     Unit.CPUS: "_cpus",
+    Unit.RATIO: "_ratio",
     Unit.BATCHES: "_batches",
     Unit.SAMPLES: "_samples",
 }
@@ -55,6 +56,8 @@ def test_labels_are_those_of_the_subject_and_no_target_label(metric: Metric) -> 
         Subject.LOADER: catalog.LOADER_LABELS,
         Subject.WORKER: catalog.WORKER_LABELS,
         Subject.FINDING: catalog.WORKER_LABELS,
+        Subject.GPU: catalog.GPU_LABELS,
+        Subject.UNOBSERVED: catalog.UNOBSERVED_LABELS,
     }
     common = subjects[metric.subject]
     assert metric.labels[: len(common)] == common
@@ -124,7 +127,9 @@ def written_names(directory: Path) -> set[str]:
         for path in directory.rglob("*.py")
         if path != Path(catalog.__file__)
         for text in written_strings(path)
-        for name in re.findall(r"dlmon_(?:rank|loader|worker|shim|agent)_[a-z_]+", text)
+        for name in re.findall(
+            r"dlmon_(?:rank|loader|worker|shim|agent|gpu|unobserved)_[a-z_]+", text
+        )
     }
 
 

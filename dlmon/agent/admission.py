@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 
 from dlmon.agent.labels import clean
 from dlmon.catalog import METRICS, WORKER_UP, Metric, Subject, series_per
-from dlmon.observe.snapshot import Loader, Rank, Snapshot, Worker
+from dlmon.observe.snapshot import Gpu, Loader, Rank, Snapshot, Unobserved, Worker
+
+MOST_UNOBSERVED = 64
+"""Users' scripts without the shim that have series: those with the most workers."""
 
 
 class Detail(enum.Enum):
@@ -53,12 +56,29 @@ class AdmittedLoader:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmittedGpu:
+    """A GPU with its label values, in the order of `GPU_LABELS`."""
+
+    labels: tuple[str, ...]
+    gpu: Gpu
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedUnobserved:
+    """Unobserved workers with their label values, in the order of `UNOBSERVED_LABELS`."""
+
+    labels: tuple[str, ...]
+    group: Unobserved
+
+
+@dataclass(frozen=True, slots=True)
 class AdmittedRank:
-    """A rank with its label values, in the order of `RANK_LABELS`."""
+    """A rank with its label values, in the order of `RANK_LABELS`, and the GPUs it computes on."""
 
     labels: tuple[str, ...]
     rank: Rank
     loaders: tuple[AdmittedLoader, ...]
+    gpus: tuple[AdmittedGpu, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +88,14 @@ class Admitted:
     Attributes:
         ranks: No two have equal labels; nor have two loaders or two workers.
         dropped: Series left out of this snapshot, for `duplicate` and `series_limit`.
+        gpus: Those that ranks compute on, and those of which nobody says who does.
+        unobserved: Of these no two have equal labels either.
     """
 
     ranks: tuple[AdmittedRank, ...]
     dropped: Mapping[str, int]
+    gpus: tuple[AdmittedGpu, ...] = ()
+    unobserved: tuple[AdmittedUnobserved, ...] = ()
 
 
 def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
@@ -88,14 +112,20 @@ def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
         limit: Series in all, the agent's own included; 1 or more.
     """
     names = _Names()
-    ranks = tuple(_ranks(snapshot.ranks, detail, names))
-    keep = _workers_with_detail(ranks, detail, limit)
+    gpus = tuple(_gpus(snapshot))
+    ranks = tuple(_with_gpus(rank, gpus) for rank in _ranks(snapshot.ranks, detail, names))
+    unobserved = tuple(_unobserved(snapshot))
+    further = len(unobserved) * series_per(Subject.UNOBSERVED)
+    further += len(gpus) * series_per(Subject.GPU)
+    further += sum(max(0, len(rank.gpus) - 1) for rank in ranks)  # one is counted per rank
+    keep = _workers_with_detail(ranks, detail, limit - further)
     workers = sum(len(loader.workers) for rank in ranks for loader in rank.loaders)
-    cut = 0
+    cut = (len(snapshot.unobserved) - len(unobserved)) * series_per(Subject.UNOBSERVED)
     if keep < workers:
-        cut = (workers - keep) * (detail.series - Detail.UP.series)
+        cut += (workers - keep) * (detail.series - Detail.UP.series)
         ranks = _reduce(ranks, keep)
-    return Admitted(ranks, {"duplicate": names.refused_series, "series_limit": cut})
+    dropped = {"duplicate": names.refused_series, "series_limit": cut}
+    return Admitted(ranks, dropped, gpus, unobserved)
 
 
 class _Names:
@@ -112,6 +142,35 @@ class _Names:
             return False
         self._taken.add(labels)
         return True
+
+
+def _gpus(snapshot: Snapshot) -> Iterator[AdmittedGpu]:
+    """Choose the GPUs that jobs use, by the driver's list of processes.
+
+    Where it names none, in a container for example, any GPU may be a rank's.
+    """
+    used = {uuid for rank in snapshot.ranks for uuid in rank.gpus}
+    living = any(rank.up for rank in snapshot.ranks)
+    taken = set()
+    for gpu in snapshot.gpus:
+        labels = (clean(gpu.index), clean(gpu.uuid))
+        if (gpu.uuid in used or (gpu.pids is None and living)) and labels not in taken:
+            taken.add(labels)
+            yield AdmittedGpu(labels, gpu)
+
+
+def _unobserved(snapshot: Snapshot) -> Iterator[AdmittedUnobserved]:
+    taken: set[tuple[str, ...]] = set()
+    for group in snapshot.unobserved:
+        labels = (clean(group.user), clean(group.script))
+        if labels not in taken and len(taken) < MOST_UNOBSERVED:
+            taken.add(labels)
+            yield AdmittedUnobserved(labels, group)
+
+
+def _with_gpus(rank: AdmittedRank, gpus: Iterable[AdmittedGpu]) -> AdmittedRank:
+    own = tuple(admitted for admitted in gpus if admitted.gpu.uuid in rank.rank.gpus)
+    return replace(rank, gpus=own) if own else rank
 
 
 def _ranks(ranks: Iterable[Rank], detail: Detail, names: _Names) -> Iterator[AdmittedRank]:

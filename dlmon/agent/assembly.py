@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from dlmon.agent.config import Config
 from dlmon.agent.daemon import Daemon
 from dlmon.agent.hangs import Evidence, Hangs
@@ -9,7 +11,27 @@ from dlmon.agent.watch import Watcher
 from dlmon.analysis.hangs import Elsewhere, HangWatcher
 from dlmon.analysis.thresholds import Limits
 from dlmon.observe import kernel
+from dlmon.observe.gpus import Gpus
 from dlmon.observe.observer import Observer
+from dlmon.observe.snapshot import Snapshot
+from dlmon.observe.unobserved import Scanner
+
+
+@dataclass(frozen=True, slots=True)
+class _Eyes:
+    """An observer, and the threads that look at what it does not wait for."""
+
+    observer: Observer
+    gpus: Gpus
+    scanner: Scanner
+
+    def observe(self) -> Snapshot:
+        return self.observer.observe()
+
+    def close(self) -> None:
+        self.gpus.close()
+        self.scanner.close()
+        self.observer.close()
 
 
 def daemon(config: Config) -> Daemon:
@@ -18,14 +40,22 @@ def daemon(config: Config) -> Daemon:
     Raises:
         UsageError: It cannot listen there.
     """
+    gpus = Gpus(config.interval_seconds)
+    scanner = Scanner()
     observer = Observer(
         config.dirs,
         dead_seconds=config.keep.dead_seconds,
         loaders_per_rank=config.limits.loaders_per_rank,
         segments_per_user=config.limits.segments_per_user,
+        gpus=gpus.now,
+        unobserved=scanner.now,
     )
     hangs = Hangs()
-    return Daemon(config, observer, _watchers(config, hangs), hangs)
+    eyes = _Eyes(observer, gpus, scanner)
+    agent = Daemon(config, eyes, _watchers(config, hangs), hangs, (gpus.say,))
+    gpus.start()
+    scanner.start()
+    return agent
 
 
 def _watchers(config: Config, hangs: Hangs) -> tuple[Watcher, ...]:

@@ -63,6 +63,7 @@ class Daemon:
         observer: Observing,
         watchers: Iterable[Watcher] = (),
         hangs: Hangs | None = None,
+        sights: Iterable[Callable[[], str]] = (),
     ) -> None:
         """Open the socket.
 
@@ -71,6 +72,7 @@ class Daemon:
             observer: Closed when the agent ends.
             watchers: Say what is wrong in what it sees.
             hangs: What they have kept of hangs.
+            sights: Each says at start, in a few words, what else can be seen.
 
         Raises:
             UsageError: It cannot listen at the address.
@@ -78,6 +80,7 @@ class Daemon:
         self._config = config
         self._observer = observer
         self._watch = Watch(watchers)
+        self._sights = tuple(sights)
         self._board = Board(Detail(config.metrics.per_worker), config.limits.series)
         router = Router(self._board, config.interval_seconds, hangs)
         self._server: Server = listen(config.web.listen_address, router.respond)
@@ -172,7 +175,8 @@ class Daemon:
 
     def _greeting(self) -> str:
         dirs = ", ".join(name + _trouble(name) for name in self._config.dirs)
-        return f"dlmon {__version__} agent on http://{self.address}/, reading {dirs}, {sight()}"
+        seen = "; ".join([sight(), *(say() for say in self._sights)])
+        return f"dlmon {__version__} agent on http://{self.address}/, reading {dirs}, {seen}"
 
 
 def next_tick(start: float, interval: float, now: float) -> float:

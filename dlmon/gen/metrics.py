@@ -17,6 +17,8 @@ _TITLES = {
     Subject.RANK: "A training process",
     Subject.LOADER: "A DataLoader",
     Subject.WORKER: "A worker",
+    Subject.GPU: "A GPU",
+    Subject.UNOBSERVED: "Workers of jobs without the shim",
     Subject.FINDING: "What is wrong",
     Subject.AGENT: "The agent itself",
 }
@@ -60,6 +62,8 @@ def _costs() -> list[str]:
             f"{sum(metric.series for metric in lean)}: {kept}",
         ),
         ("a worker, `metrics.per_worker: off`", "0"),
+        ("a GPU that a rank uses", str(series_per(Subject.GPU))),
+        ("a script of a user without the shim", str(series_per(Subject.UNOBSERVED))),
         ("the agent", str(series_per(Subject.AGENT))),
     ]
     return ["## What it costs", "", *table(("", "series at most"), rows)]

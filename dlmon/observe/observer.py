@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dlmon.observe import loaders, processes
 from dlmon.observe.loaders import Clock, Part, Seen, text
 from dlmon.observe.retired import Retired
 from dlmon.observe.segments import Segments, Tracked
-from dlmon.observe.snapshot import Histogram, Loader, Process, Rank, Snapshot, Worker
+from dlmon.observe.snapshot import (
+    Gpu,
+    Histogram,
+    Loader,
+    Process,
+    Rank,
+    Snapshot,
+    Unobserved,
+    Worker,
+)
 from dlmon.segment.layout import HOOKS
 from dlmon.segment.reader import Reading
 
@@ -45,6 +54,8 @@ class Observer:
         dead_seconds: float = 3600,
         loaders_per_rank: int = 64,
         segments_per_user: int = 2048,
+        gpus: Callable[[], tuple[Gpu, ...]] = tuple,
+        unobserved: Callable[[set[int]], tuple[Unobserved, ...]] = lambda _: (),
     ) -> None:
         """Observe the segments in and below `dirs`.
 
@@ -53,6 +64,8 @@ class Observer:
             dead_seconds: How long a rank that died without goodbye is kept.
             loaders_per_rank: Further loaders of a rank are left out, and counted.
             segments_per_user: Further segments of a user are left out, and counted.
+            gpus: Says at once what is known of the GPUs.
+            unobserved: Says at once which other workers are known, told who these are.
         """
         self._segments = Segments(
             dirs, dead_seconds=dead_seconds, segments_per_user=segments_per_user
@@ -63,12 +76,16 @@ class Observer:
         self._highest: dict[tuple[Incarnation, str], Loader] = {}
         self._retired: Retired[Incarnation] = Retired()
         self._clamped = 0
+        self._look_at_gpus = gpus
+        self._unobserved = unobserved
+        self._gpus: tuple[Gpu, ...] = ()
 
     def observe(self) -> Snapshot:
         """Look at everything once."""
         began = time.monotonic()
         tracked = self._segments.read()
         clock = Clock(time.time(), time.monotonic_ns())
+        self._gpus = self._look_at_gpus()
         by_incarnation: dict[Incarnation, list[Tracked]] = defaultdict(list)
         for one in (*tracked, *self._segments.removed):
             if one.gone:
@@ -92,6 +109,10 @@ class Observer:
             stale_reads_total=self._segments.stale_reads,
             clamped_total=self._clamped,
             dropped_total=dict(self._segments.dropped_total),
+            gpus=self._gpus,
+            unobserved=self._unobserved(
+                {h for t in tracked for h in t.reading.worker_holders if h}
+            ),
         )
 
     def close(self) -> None:
@@ -126,7 +147,12 @@ class Observer:
             orphan_workers=orphans,
             process=processes.rank_process(attested) if attested else Process(),
             loaders=found,
+            visible=bool(attested),
+            gpus=self._gpus_of(attested),
         )
+
+    def _gpus_of(self, pid: int | None) -> tuple[str, ...]:
+        return tuple(gpu.uuid for gpu in self._gpus if pid and pid in (gpu.pids or ()))
 
     def _loaders(
         self, who: Incarnation, by_loader: Mapping[str, Sequence[Part]], clock: Clock

@@ -27,12 +27,15 @@ class Sample:
         status: A letter as in /proc/<pid>/stat: R, S, D, T, t, Z, …
         cpu_seconds, resident_bytes: As in `Process`.
         start_ticks: Its start time, field 22 of /proc/<pid>/stat.
+        parent, group: pids of its parent and of its process group's leader.
     """
 
     status: str
     cpu_seconds: float
     resident_bytes: int | None
     start_ticks: int
+    parent: int = 0
+    group: int = 0
 
     @property
     def started(self) -> float:
@@ -55,6 +58,8 @@ def sample(pid: int) -> Sample | None:
             cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
             resident_bytes=int(fields[21]) * _PAGE,
             start_ticks=int(fields[19]),
+            parent=int(fields[1]),
+            group=int(fields[2]),
         )
     except (OSError, ValueError, IndexError):
         return None

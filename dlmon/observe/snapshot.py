@@ -204,6 +204,9 @@ class Rank:
         orphan_workers: Workers alive while this rank is dead.
         process: Empty once dead.
         loaders: By name.
+        visible: It lives and `pid` is its pid here. Else `pid` may be one of another pid namespace
+            or of the past, and says nothing about any process here.
+        gpus: UUIDs of the GPUs on which the process itself computes, as far as NVML tells.
     """
 
     run: str
@@ -218,6 +221,81 @@ class Rank:
     orphan_workers: int
     process: Process
     loaders: tuple[Loader, ...]
+    visible: bool = False
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, or one MIG instance of a GPU: a GPU that is divided is not listed itself.
+
+    Attributes:
+        index: NVML's, as "0"; of a MIG instance "0:1", the GPU's and its own.
+        uuid: "GPU-..." or "MIG-...".
+        name: The product's.
+        utilization: Share of the last sample period (1/6 s to 1 s) in which a kernel ran, 0 to 1;
+            None for MIG instances, for which NVML has none.
+        memory_used_bytes, memory_total_bytes: Of its own memory; what the driver keeps for itself
+            is not counted as used where the driver tells.
+        pids: Processes that compute or draw on it, in the observer's pid namespace; None where NVML
+            does not tell.
+    """
+
+    index: str
+    uuid: str
+    name: str
+    utilization: float | None
+    memory_used_bytes: int | None
+    memory_total_bytes: int | None
+    pids: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnobservedWorker:
+    """A DataLoader worker whose job has no shim, or none that this observer may read.
+
+    Attributes:
+        pid: In the observer's pid namespace.
+        parent: pid of the training process; None for an orphan, and where it is not visible.
+        process_state: R, S, D, T, t or Z as in /proc/<pid>/stat.
+        started: Unix time.
+        cpu_seconds: User and system time.
+        resident_bytes: RSS.
+        read_bytes: Read from storage; None where that may not be known.
+        orphan: Its training process is gone.
+        proportional_bytes, unique_bytes: PSS and USS; None where they were not looked at.
+    """
+
+    pid: int
+    parent: int | None
+    process_state: str
+    started: float
+    cpu_seconds: float
+    resident_bytes: int | None
+    read_bytes: int | None
+    orphan: bool
+    proportional_bytes: int | None = None
+    unique_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unobserved:
+    """The workers of all jobs of one user and script that are not observed.
+
+    Attributes:
+        user: A name, or the uid where it has none.
+        script: File name of what the training process runs, "-m" and a module, or what it calls
+            itself; "" if not known. Never any argument.
+        workers: At the last look, the oldest first.
+        cpu_seconds, read_bytes: Of all workers seen so far, those that have ended included;
+            `read_bytes` is None before one could be read.
+    """
+
+    user: str
+    script: str
+    workers: tuple[UnobservedWorker, ...]
+    cpu_seconds: float
+    read_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +351,8 @@ class Snapshot:
         clamped_total: Values held within bounds or kept from going down.
         dropped_total: Segments left out for a limit (`rank`, `user`); every reason present.
         findings: What is wrong now, the gravest first; none before they were looked for.
+        gpus: All GPUs of the node that can be seen; none when NVML does not answer.
+        unobserved: By user and script, those with the most workers first.
     """
 
     time: float
@@ -286,3 +366,5 @@ class Snapshot:
     clamped_total: int = 0
     dropped_total: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
+    unobserved: tuple[Unobserved, ...] = ()

@@ -7,18 +7,22 @@ from typing import Any
 
 from dlmon.observe.snapshot import (
     Finding,
+    Gpu,
     Histogram,
     Loader,
     Process,
     Rank,
     Refused,
     Snapshot,
+    Unobserved,
+    UnobservedWorker,
     Worker,
     WorkerState,
 )
 from dlmon.segment.layout import ERRORS, EXIT_REASONS, HISTOGRAM_BUCKETS, HOOKS, Phase
 
 NOW = 1_750_000_000.0
+GPU_UUID = "GPU-8d6a4b0e-0000-4000-8000-000000000001"
 
 
 def make_histogram(**counts: int) -> Histogram:
@@ -129,8 +133,41 @@ def make_rank(rank: str = "0", run: str = "job-17", **changes: Any) -> Rank:
             shm_used_bytes=1_000_000_000,
         ),
         loaders=(make_loader(),),
+        visible=True,
+        gpus=(GPU_UUID,),
     )
     return dataclasses.replace(made, **changes)
+
+
+def make_gpu(**changes: Any) -> Gpu:
+    """The GPU on which the sample rank computes."""
+    gpu = Gpu(
+        index="0",
+        uuid=GPU_UUID,
+        name="NVIDIA H200",
+        utilization=0.37,
+        memory_used_bytes=11_000_000_000,
+        memory_total_bytes=150_000_000_000,
+        pids=(4242,),
+    )
+    return dataclasses.replace(gpu, **changes)
+
+
+def make_unobserved(**changes: Any) -> Unobserved:
+    """Two workers of a script without the shim, one of them an orphan."""
+    worker = UnobservedWorker(
+        pid=7001,
+        parent=7000,
+        process_state="S",
+        started=NOW - 50,
+        cpu_seconds=20.5,
+        resident_bytes=300_000_000,
+        read_bytes=1_000_000,
+        orphan=False,
+    )
+    orphan = dataclasses.replace(worker, pid=7002, parent=None, process_state="T", orphan=True)
+    group = Unobserved("bob", "finetune.py", (worker, orphan), cpu_seconds=50.0, read_bytes=3_000)
+    return dataclasses.replace(group, **changes)
 
 
 def make_finding(**changes: Any) -> Finding:
@@ -160,5 +197,7 @@ def make_snapshot(*ranks: Rank, **changes: Any) -> Snapshot:
         clamped_total=4,
         dropped_total={"rank": 5, "user": 6},
         findings=(make_finding(),),
+        gpus=(make_gpu(),),
+        unobserved=(make_unobserved(),),
     )
     return dataclasses.replace(snapshot, **changes)

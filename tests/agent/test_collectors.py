@@ -112,6 +112,8 @@ def test_a_subject_has_no_more_series_than_the_catalogue_counts() -> None:
         Subject.LOADER: catalog.series_per(Subject.LOADER),
         Subject.WORKER: 4 * catalog.series_per(Subject.WORKER),
         Subject.FINDING: 1,
+        Subject.GPU: catalog.series_per(Subject.GPU),
+        Subject.UNOBSERVED: catalog.series_per(Subject.UNOBSERVED),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlmon.agent.collectors import agent, finding, loader, rank, worker
+from dlmon.agent.collectors import agent, finding, gpu, loader, rank, unobserved, worker
 from dlmon.agent.collectors.families import Families
 from dlmon.agent.state import Status
 
@@ -24,5 +24,9 @@ def collect(status: Status) -> Families:
     families.missing = frozenset()
     if status.latest is not None:
         finding.collect(families, status.latest.snapshot.findings)
+        for admitted_gpu in status.latest.admitted.gpus:
+            gpu.collect(families, admitted_gpu)
+        for group in status.latest.admitted.unobserved:
+            unobserved.collect(families, group)
     agent.collect(families, status)
     return families

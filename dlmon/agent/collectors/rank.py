@@ -24,6 +24,8 @@ def collect(families: Families, admitted: AdmittedRank) -> None:
     families.add(catalog.RANK_SHM_USED, labels, process.shm_used_bytes)
     families.add(catalog.RANK_OPEN_FDS, labels, process.open_fds)
     families.add(catalog.RANK_MAX_FDS, labels, process.max_fds)
+    for gpu in admitted.gpus:
+        families.add_info(catalog.RANK_GPU_INFO, (*labels, *gpu.labels))
     for hook in catalog.SHIM_HOOK_ACTIVE.values:
         families.add(catalog.SHIM_HOOK_ACTIVE, (*labels, hook), rank.hooks.get(hook))
     families.add(catalog.SHIM_ERRORS, labels, rank.shim_errors)

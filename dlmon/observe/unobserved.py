@@ -1,0 +1,289 @@
+"""Find the DataLoader workers of jobs that have no shim, by the name of their main thread.
+
+torch 2.6 and newer name it `pt_data_worker`. A process has that name from its parent too until it
+executes another program: what a worker has forked is no worker.
+
+Some of /proc is read under a lock of the process that it is about, which one that is stuck may hold
+for ever, and names of users may come from the network: a thread of its own does all of it.
+
+Runs in: agent. On failure: what cannot be read is left out, or None.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dlmon.observe import processes
+from dlmon.observe.aside import Aside
+from dlmon.observe.loaders import text
+from dlmon.observe.snapshot import Unobserved, UnobservedWorker
+
+LOOK_SECONDS = 5.0
+"""From one look to the next."""
+
+YOUNG_SECONDS = 30.0
+"""For how long a new process is asked at each look: it may yet become a worker."""
+
+ALL_SECONDS = 60.0
+"""How often every process is asked again: a pid may be another process by now."""
+
+SETTLED_SECONDS = 2.0
+"""How old a worker must be: a younger one may not have been seen yet by who reads segments."""
+
+KEPT_GROUPS = 256
+"""Of so many users and scripts the totals are kept while they have no worker."""
+
+_NAME = "pt_data_worker"
+_WITH_ARGUMENT = "XW"  # options of python that take a word
+
+logger = logging.getLogger(__name__)
+
+
+class Due:
+    """Chooses which processes to ask: the new and the young ones, and all of them once a minute."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, float] = {}
+        self._all_asked = 0.0
+
+    def look(self, now: float) -> tuple[list[int], set[int]]:
+        """Return the pids to ask, and all that there are.
+
+        Args:
+            now: `time.monotonic()`.
+        """
+        pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+        everybody = now - self._all_asked >= ALL_SECONDS
+        if everybody:
+            self._all_asked = now
+        self._seen = {pid: self._seen.get(pid, now) for pid in pids}
+        due = [p for p, since in self._seen.items() if everybody or now - since <= YOUNG_SECONDS]
+        return due, pids
+
+
+@dataclass(slots=True)
+class _Worker:
+    """What does not change about a process that has a worker's name.
+
+    Attributes:
+        is_worker: False for what a worker has forked.
+        first_parent: Another one later means that the first is gone.
+        served: Forked by a forkserver, which is not who it works for.
+    """
+
+    start_ticks: int
+    is_worker: bool
+    first_parent: int
+    served: bool
+    group: tuple[str, str]
+    cpu_seconds: float = 0.0
+    read_bytes: int | None = None
+
+
+@dataclass(slots=True)
+class _Total:
+    cpu_seconds: float = 0.0
+    read_bytes: int | None = None
+
+    def add(self, worker: _Worker) -> None:
+        self.cpu_seconds += worker.cpu_seconds
+        if worker.read_bytes is not None:
+            self.read_bytes = (self.read_bytes or 0) + worker.read_bytes
+
+
+class Scanner:
+    """Keeps looking for unobserved workers."""
+
+    def __init__(self, look_seconds: float = LOOK_SECONDS) -> None:
+        """Prepare; nothing is looked for before `start`."""
+        self._every = look_seconds
+        self._due = Due()
+        self._known: dict[int, _Worker] = {}
+        self._ended: dict[tuple[str, str], _Total] = {}
+        self._observed: frozenset[int] = frozenset()
+        self._found: tuple[Unobserved, ...] = ()
+        self._failed = False
+        self._aside = Aside("dlmon-unobserved", self._turn)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._aside.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._aside.close()
+
+    def now(self, observed: Iterable[int]) -> tuple[Unobserved, ...]:
+        """Return what was found last.
+
+        Args:
+            observed: pids of the workers that are observed; told once, that is known of a process
+                for as long as it lives.
+        """
+        self._observed = self._observed.union(observed)
+        return self._found
+
+    def scan(self) -> tuple[Unobserved, ...]:
+        """Look once."""
+        due, pids = self._due.look(time.monotonic())
+        observed = self._observed
+        self._observed = observed & pids  # one told meanwhile is told again at the next tick
+        for pid in self._known.keys() - pids:
+            self._end(pid)
+        candidates = {*self._known, *(pid for pid in due if _comm(pid) == _NAME)}
+        found: dict[tuple[str, str], list[UnobservedWorker]] = defaultdict(list)
+        for pid in sorted(candidates - observed):
+            one = self._look_at(pid)
+            if one is not None:
+                found[self._known[pid].group].append(one)
+        return self._groups(found)
+
+    def _turn(self) -> float:
+        try:
+            self._found = self.scan()
+        except Exception:
+            self._found = ()
+            if not self._failed:
+                self._failed = True
+                logger.exception("the search for unobserved workers failed")
+        return self._every
+
+    def _end(self, pid: int) -> None:
+        """Keep what a worker that is gone has used."""
+        worker = self._known.pop(pid)
+        if worker.is_worker:
+            self._ended.setdefault(worker.group, _Total()).add(worker)
+
+    def _look_at(self, pid: int) -> UnobservedWorker | None:
+        sample = processes.sample(pid)
+        known = self._known.get(pid)
+        if known is not None and (sample is None or sample.start_ticks != known.start_ticks):
+            self._end(pid)
+            known = None
+        if sample is None or sample.started > time.time() - SETTLED_SECONDS:
+            return None
+        if known is None:
+            known = self._known[pid] = _get_to_know(pid, sample)
+        if not known.is_worker:
+            return None
+        parent, orphan = _parent(sample, served=known.served)
+        orphan = orphan or sample.parent != known.first_parent
+        known.cpu_seconds = sample.cpu_seconds
+        known.read_bytes = _read_bytes(pid)
+        return UnobservedWorker(
+            pid=pid,
+            parent=None if orphan or not parent else parent,
+            process_state=sample.status,
+            started=sample.started,
+            cpu_seconds=sample.cpu_seconds,
+            resident_bytes=None if sample.status == "Z" else sample.resident_bytes,
+            read_bytes=known.read_bytes,
+            orphan=orphan,
+        )
+
+    def _groups(
+        self, found: Mapping[tuple[str, str], list[UnobservedWorker]]
+    ) -> tuple[Unobserved, ...]:
+        for group in [group for group in self._ended if group not in found][:-KEPT_GROUPS]:
+            del self._ended[group]
+        made = []
+        for (user, script), workers in found.items():
+            before = self._ended.get((user, script), _Total())
+            total = _Total(before.cpu_seconds, before.read_bytes)
+            for worker in workers:
+                total.add(self._known[worker.pid])
+            oldest_first = tuple(sorted(workers, key=lambda w: (w.started, w.pid)))
+            made.append(Unobserved(user, script, oldest_first, total.cpu_seconds, total.read_bytes))
+        return tuple(
+            sorted(made, key=lambda group: (-len(group.workers), group.user, group.script))
+        )
+
+
+def _get_to_know(pid: int, sample: processes.Sample) -> _Worker:
+    served = "multiprocessing.forkserver" in " ".join(_words(sample.parent)[-1:])
+    parent, orphan = _parent(sample, served=served)
+    script = "" if orphan or not parent else script_of(parent)
+    return _Worker(
+        start_ticks=sample.start_ticks,
+        is_worker=_comm(sample.parent) != _NAME,
+        first_parent=sample.parent,
+        served=served,
+        group=(_user(pid), script or script_of(pid)),  # a forked worker has its parent's words
+    )
+
+
+def _parent(worker: processes.Sample, *, served: bool) -> tuple[int, bool]:
+    """Return the pid of a worker's training process, and whether it is an orphan instead.
+
+    multiprocessing starts a worker in its parent's process group. A parent of another group is who
+    takes in orphans: init, a container's first process, a user's service manager.
+    """
+    child, pid = worker, worker.parent
+    if served and (server := processes.sample(pid)) is not None:
+        child, pid = server, server.parent
+    parent = processes.sample(pid)
+    return pid, parent is not None and parent.group != child.group
+
+
+def script_of(pid: int) -> str:
+    """Return what a process runs, without its arguments; "" if that is not known."""
+    words = _words(pid)
+    if not words or not os.path.basename(words[0]).startswith(("python", "pypy")):
+        return text(_comm(pid))  # a title of its own may have anything in it
+    return text(_script(iter(words[1:])))
+
+
+def _script(words: Iterator[str]) -> str:
+    """Return what an interpreter with these arguments runs."""
+    for word in words:
+        if word == "-" or not word.startswith("-"):
+            return os.path.basename(word)
+        if word.startswith("--"):
+            continue
+        for i, letter in enumerate(word[1:], 2):
+            if letter == "m":
+                return f"-m {word[i:] or next(words, '')}"
+            if letter == "c":
+                return ""
+            if letter in _WITH_ARGUMENT:
+                if not word[i:]:
+                    next(words, "")
+                break
+    return ""
+
+
+def _words(pid: int) -> list[str]:
+    with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read(65536).decode(errors="replace").split("\0")[:-1]
+    return []
+
+
+def _comm(pid: int) -> str:
+    with suppress(OSError), open(f"/proc/{pid}/comm", "rb", buffering=0) as file:
+        return file.read(64).decode(errors="replace").rstrip("\n")
+    return ""
+
+
+def _read_bytes(pid: int) -> int | None:
+    with suppress(OSError, ValueError), open(f"/proc/{pid}/io", "rb") as file:
+        for line in file:
+            if line.startswith(b"read_bytes:"):
+                return int(line.split()[1])
+    return None
+
+
+def _user(pid: int) -> str:
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return ""
+    with suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return str(uid)
