@@ -241,6 +241,9 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
 }
 """What hangs, and what must be found."""
 
+FLOORS = {"step": 11}
+"""After how many floors a hang must be found: a step is allowed what a checkpoint takes; else 3."""
+
 
 def main() -> None:
     """Run the job that the command line names."""

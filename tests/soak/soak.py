@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.soak.job import FAULTS, HEALTHY, HUNG
+from tests.soak.job import FAULTS, FLOORS, HEALTHY, HUNG
 
 ROOT = Path(__file__).resolve().parents[2]
 ABOUT_HANGS = {finding for _, finding in FAULTS.values()} | {
@@ -137,9 +137,8 @@ class Soak:
 
     def _watch(self, url: str, seconds: float, hangs: int, folder: Path) -> None:
         began = time.monotonic()
-        ending = 2 * self._floor + LATE + 10
-        starts = [began + (seconds - ending) * i / hangs for i in range(hangs)]
-        kinds = itertools.cycle(self._random.sample(sorted(FAULTS), len(FAULTS)))
+        starts = [began + 0.8 * seconds * i / hangs for i in range(hangs)]
+        kinds = itertools.cycle(self._in_turn())
         steps = itertools.cycle(CLOCK_STEPS)
         next_step = began + self._floor
         while time.monotonic() < began + seconds or any(job.kind in FAULTS for job in self._jobs):
@@ -151,6 +150,11 @@ class Soak:
                 (folder / "clock").write_text(next(steps))
             self._look(url)
             time.sleep(0.5)
+
+    def _in_turn(self) -> list[str]:
+        """Return the kinds of hangs in a random order, those that take longest to be found first."""
+        kinds = self._random.sample(sorted(FAULTS), len(FAULTS))
+        return sorted(kinds, key=lambda kind: -FLOORS.get(kind, 0))
 
     def _look(self, url: str) -> None:
         with urllib.request.urlopen(f"{url}/api/v1/snapshot", timeout=30) as answer:
@@ -188,7 +192,7 @@ class Soak:
             self.reported.append((job.kind, job.found[wanted] - job.hung))
             if len(job.found) > 1:
                 self.wrong.append(f"{job.run} was reported as {[*job.found]}, not {wanted} alone")
-        elif now < job.hung + 2 * self._floor + LATE:
+        elif now < job.hung + FLOORS.get(job.kind, 3) * self._floor + LATE:
             return
         else:
             found = f"was reported as {[*job.found]}" if job.found else "was not reported"
