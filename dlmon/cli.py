@@ -16,6 +16,7 @@ COMMANDS = {
     "run": "start a job instrumented, no code change",
     "agent": "run the daemon: metrics, health, API and a page",
     "ps": "list the ranks and loaders on this node",
+    "stacks": "print the Python stacks of a rank and its workers",
     "dump": "print a segment, decoded",
     "demo": "run a real training job and watch its loaders",
     "gen": "regenerate the documents that come from code",

@@ -152,7 +152,7 @@ class Soak:
             time.sleep(0.5)
 
     def _in_turn(self) -> list[str]:
-        """Return the kinds of hangs in a random order, those that take longest to be found first."""
+        """Return the kinds of hangs in a random order, the slowest to be found first."""
         kinds = self._random.sample(sorted(FAULTS), len(FAULTS))
         return sorted(kinds, key=lambda kind: -FLOORS.get(kind, 0))
 
