@@ -59,11 +59,13 @@ class Subject(enum.Enum):
     LOADER = "loader"
     WORKER = "worker"
     FINDING = "finding"
+    CGROUP = "cgroup"
 
 
 RANK_LABELS = ("run", "rank")
 LOADER_LABELS = (*RANK_LABELS, "loader")
 WORKER_LABELS = (*LOADER_LABELS, "worker")
+CGROUP_LABELS = ("cgroup",)
 
 FETCH_HOOKS = ("worker_loop", "map_fetch", "iterable_fetch")
 
@@ -95,6 +97,8 @@ class Metric:
     @property
     def subject(self) -> Subject:
         """What one set of this metric's series is about."""
+        if self.labels == CGROUP_LABELS:
+            return Subject.CGROUP
         if "finding" in self.labels:
             return Subject.FINDING
         if "worker" in self.labels:
@@ -488,6 +492,80 @@ WORKER_RESIDENT_MEMORY = Metric(
     "RSS of the living worker process; pages shared with its parent and siblings count in each of"
     " them.",
     lean=True,
+)
+
+WORKER_PROPORTIONAL_MEMORY = Metric(
+    "dlmon_worker_proportional_memory_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    WORKER_LABELS,
+    "PSS of the living worker process at its last scan: each page divided by how many processes"
+    " share it, so that the sum over processes is what they really take; some minutes old.",
+)
+WORKER_UNIQUE_MEMORY = Metric(
+    "dlmon_worker_unique_memory_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    WORKER_LABELS,
+    "USS of the living worker process at its last scan: pages that it shares with nobody, which is"
+    " where leaks and copies of shared pages show; some minutes old.",
+    lean=True,
+)
+WORKER_READ_BYTES = Metric(
+    "dlmon_worker_read_bytes_total",
+    Kind.COUNTER,
+    Unit.BYTES,
+    WORKER_LABELS,
+    "Bytes that storage had to deliver to the worker processes seen in this slot, what was in the"
+    " page cache not included; read every ten seconds.",
+)
+WORKER_MAJOR_FAULTS = Metric(
+    "dlmon_worker_major_faults_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    WORKER_LABELS,
+    "Page faults of the worker processes seen in this slot that had to wait for storage: of mapped"
+    " files that are not in memory, or of what was swapped out.",
+)
+WORKER_OPEN_FDS = Metric(
+    "dlmon_worker_open_fds",
+    Kind.GAUGE,
+    Unit.COUNT,
+    WORKER_LABELS,
+    "File descriptors that the living worker process has open; read every ten seconds.",
+)
+
+# --- the memory of cgroups ---
+
+CGROUP_MEMORY_LIMIT = Metric(
+    "dlmon_cgroup_memory_limit_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    CGROUP_LABELS,
+    "Memory limit of a cgroup that ranks are in, the smallest of it and of all above it; absent"
+    " without one.",
+)
+CGROUP_MEMORY_WORKING_SET = Metric(
+    "dlmon_cgroup_memory_working_set_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    CGROUP_LABELS,
+    "Memory in use in the cgroup, less file pages that can be dropped at once.",
+)
+CGROUP_MEMORY_ANON = Metric(
+    "dlmon_cgroup_memory_anon_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    CGROUP_LABELS,
+    "Anonymous and shared memory in the cgroup, /dev/shm included: what cannot be dropped. Compare"
+    " this one with the limit: page cache fills any.",
+)
+CGROUP_OOM_KILLS = Metric(
+    "dlmon_cgroup_oom_kills_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    CGROUP_LABELS,
+    "Processes that the kernel killed in the cgroup because it was out of memory.",
 )
 
 # --- what is wrong ---

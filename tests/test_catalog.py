@@ -55,6 +55,7 @@ def test_labels_are_those_of_the_subject_and_no_target_label(metric: Metric) -> 
         Subject.LOADER: catalog.LOADER_LABELS,
         Subject.WORKER: catalog.WORKER_LABELS,
         Subject.FINDING: catalog.WORKER_LABELS,
+        Subject.CGROUP: catalog.CGROUP_LABELS,
     }
     common = subjects[metric.subject]
     assert metric.labels[: len(common)] == common

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from dlmon.agent.labels import clean
 from dlmon.catalog import METRICS, WORKER_UP, Metric, Subject, series_per
-from dlmon.observe.snapshot import Loader, Rank, Snapshot, Worker
+from dlmon.observe.snapshot import CgroupMemory, Loader, Rank, Snapshot, Worker
 
 
 class Detail(enum.Enum):
@@ -62,16 +62,26 @@ class AdmittedRank:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmittedCgroup:
+    """A cgroup with its label value."""
+
+    labels: tuple[str, ...]
+    memory: CgroupMemory
+
+
+@dataclass(frozen=True, slots=True)
 class Admitted:
     """What `/metrics` shows of one Snapshot.
 
     Attributes:
         ranks: No two have equal labels; nor have two loaders or two workers.
         dropped: Series left out of this snapshot, for `duplicate` and `series_limit`.
+        cgroups: Nor have two of these.
     """
 
     ranks: tuple[AdmittedRank, ...]
     dropped: Mapping[str, int]
+    cgroups: tuple[AdmittedCgroup, ...] = ()
 
 
 def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
@@ -79,8 +89,8 @@ def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
 
     Subjects are counted at the most series that the catalogue gives them, so that what is shown
     does not flicker with values that come and go. Above `limit`, workers lose all but
-    `dlmon_worker_up`: those of dead ranks first, then from the snapshot's end. Ranks, loaders and
-    `dlmon_worker_up` stay, even if they alone are above it.
+    `dlmon_worker_up`: those of dead ranks first, then from the snapshot's end. Ranks, loaders,
+    cgroups and `dlmon_worker_up` stay, even if they alone are above it.
 
     Args:
         snapshot: What to show.
@@ -89,13 +99,15 @@ def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
     """
     names = _Names()
     ranks = tuple(_ranks(snapshot.ranks, detail, names))
-    keep = _workers_with_detail(ranks, detail, limit)
+    groups = tuple(_cgroups(snapshot, names))
+    fixed = len(groups) * series_per(Subject.CGROUP)
+    keep = _workers_with_detail(ranks, detail, limit - fixed)
     workers = sum(len(loader.workers) for rank in ranks for loader in rank.loaders)
     cut = 0
     if keep < workers:
         cut = (workers - keep) * (detail.series - Detail.UP.series)
         ranks = _reduce(ranks, keep)
-    return Admitted(ranks, {"duplicate": names.refused_series, "series_limit": cut})
+    return Admitted(ranks, {"duplicate": names.refused_series, "series_limit": cut}, groups)
 
 
 class _Names:
@@ -123,6 +135,13 @@ def _ranks(ranks: Iterable[Rank], detail: Detail, names: _Names) -> Iterator[Adm
         if names.take(labels, series):
             loaders = tuple(_loaders(rank.loaders, labels, detail, names))
             yield AdmittedRank(labels, rank, loaders)
+
+
+def _cgroups(snapshot: Snapshot, names: _Names) -> Iterator[AdmittedCgroup]:
+    for path, memory in sorted(snapshot.cgroups.items()):
+        labels = (clean(path),)
+        if names.take(labels, series_per(Subject.CGROUP)):
+            yield AdmittedCgroup(labels, memory)
 
 
 def _loaders(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dlmon.agent.config import Config
 from dlmon.agent.daemon import Daemon
 from dlmon.agent.watch import Watcher
+from dlmon.observe.memory import Scanner
 from dlmon.observe.observer import Observer
 
 
@@ -19,6 +20,7 @@ def daemon(config: Config) -> Daemon:
         dead_seconds=config.keep.dead_seconds,
         loaders_per_rank=config.limits.loaders_per_rank,
         segments_per_user=config.limits.segments_per_user,
+        scanner=Scanner(config.memory.pss_interval_seconds, config.memory.pss_cpu_budget_ratio),
     )
     return Daemon(config, observer, _watchers(config))
 

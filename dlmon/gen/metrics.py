@@ -17,6 +17,7 @@ _TITLES = {
     Subject.RANK: "A training process",
     Subject.LOADER: "A DataLoader",
     Subject.WORKER: "A worker",
+    Subject.CGROUP: "The memory of a cgroup",
     Subject.FINDING: "What is wrong",
     Subject.AGENT: "The agent itself",
 }
@@ -60,6 +61,7 @@ def _costs() -> list[str]:
             f"{sum(metric.series for metric in lean)}: {kept}",
         ),
         ("a worker, `metrics.per_worker: off`", "0"),
+        ("a cgroup", str(series_per(Subject.CGROUP))),
         ("the agent", str(series_per(Subject.AGENT))),
     ]
     return ["## What it costs", "", *table(("", "series at most"), rows)]

@@ -67,6 +67,11 @@ class Worker:
         read_bytes: Read from storage, over all processes seen in this slot.
         major_faults: Page faults that needed storage, likewise.
         open_fds: Descriptors in use.
+        max_fds: Soft limit of descriptors.
+        anonymous_bytes: Of the resident memory what no file holds, shared with the training process
+            or not: a leak shows here, copy-on-write does not.
+        shm_bytes: Of the resident memory what is in /dev/shm or other shared memory.
+        copied_bytes: Since its first scan: what it shared with others and by now has a copy of.
     """
 
     slot: int
@@ -95,6 +100,10 @@ class Worker:
     read_bytes: int | None = None
     major_faults: int | None = None
     open_fds: int | None = None
+    max_fds: int | None = None
+    anonymous_bytes: int | None = None
+    shm_bytes: int | None = None
+    copied_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +182,7 @@ class Process:
         cpu_throttled_seconds: Time its cgroup was throttled.
         cgroup: Path of its cgroup.
         shm_size_bytes, shm_used_bytes: The /dev/shm that it sees.
+        shm_bytes: Of its resident memory what is in /dev/shm or other shared memory.
     """
 
     cpu_seconds: float | None = None
@@ -184,6 +194,29 @@ class Process:
     cgroup: str | None = None
     shm_size_bytes: int | None = None
     shm_used_bytes: int | None = None
+    shm_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupMemory:
+    """The memory of a cgroup, that of the cgroups below it included.
+
+    Attributes:
+        limit_bytes: The smallest limit of it and of all above it; None without one.
+        working_set_bytes: Used, less the file pages that can be dropped at once.
+        anon_bytes: Anonymous and shared memory; no page cache, which fills any limit.
+        oom_kills: Processes that the kernel killed in it for want of memory.
+        room_bytes: By how much `anon_bytes` can grow before the first limit is reached, its own or
+            one above it, where others use memory too; 0 or more.
+        binding_limit_bytes: That limit.
+    """
+
+    limit_bytes: int | None = None
+    working_set_bytes: int | None = None
+    anon_bytes: int | None = None
+    oom_kills: int | None = None
+    room_bytes: int | None = None
+    binding_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +304,7 @@ class Snapshot:
         clamped_total: Values held within bounds or kept from going down.
         dropped_total: Segments left out for a limit (`rank`, `user`); every reason present.
         findings: What is wrong now, the gravest first; none before they were looked for.
+        cgroups: The memory of the cgroups that ranks are in, by path.
     """
 
     time: float
@@ -284,3 +318,4 @@ class Snapshot:
     clamped_total: int = 0
     dropped_total: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    cgroups: Mapping[str, CgroupMemory] = field(default_factory=dict)

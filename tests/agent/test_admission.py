@@ -8,6 +8,7 @@ from tests.agent.samples import make_loader, make_rank, make_snapshot, make_work
 
 PLENTY = 1_000_000
 PER_AGENT = series_per(Subject.AGENT)
+PER_CGROUP = series_per(Subject.CGROUP)
 PER_RANK = series_per(Subject.RANK)
 PER_LOADER = series_per(Subject.LOADER)
 
@@ -48,7 +49,7 @@ def test_loaders_of_the_same_name_in_two_ranks_are_no_duplicates() -> None:
 
 
 def test_above_the_limit_the_last_workers_lose_all_but_up() -> None:
-    fixed = PER_AGENT + PER_RANK + PER_LOADER
+    fixed = PER_AGENT + PER_RANK + PER_LOADER + PER_CGROUP
     extra = Detail.FULL.series - Detail.UP.series
     limit = fixed + 4 * Detail.UP.series + 2 * extra
     admitted = admit(make_snapshot(), Detail.FULL, limit)
@@ -60,7 +61,8 @@ def test_above_the_limit_the_last_workers_lose_all_but_up() -> None:
 def test_the_workers_of_dead_ranks_lose_their_detail_first() -> None:
     dead, alive = make_rank("0", up=False), make_rank("1")
     extra = Detail.FULL.series - Detail.UP.series
-    limit = PER_AGENT + 2 * (PER_RANK + PER_LOADER) + 8 * Detail.UP.series + 4 * extra
+    fixed = PER_AGENT + 2 * (PER_RANK + PER_LOADER) + PER_CGROUP
+    limit = fixed + 8 * Detail.UP.series + 4 * extra
     admitted = admit(make_snapshot(dead, alive), Detail.FULL, limit)
     by_rank = {labels[1]: detail for labels, detail in details(admitted).items()}
     assert by_rank == {"0": Detail.UP, "1": Detail.FULL}

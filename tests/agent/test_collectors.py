@@ -26,6 +26,7 @@ from dlmon.agent.collectors import collect
 from dlmon.agent.state import Board
 from dlmon.catalog import METRICS, Kind, Subject
 from dlmon.observe.snapshot import (
+    CgroupMemory,
     Histogram,
     Loader,
     Process,
@@ -112,6 +113,7 @@ def test_a_subject_has_no_more_series_than_the_catalogue_counts() -> None:
         Subject.LOADER: catalog.series_per(Subject.LOADER),
         Subject.WORKER: 4 * catalog.series_per(Subject.WORKER),
         Subject.FINDING: 1,
+        Subject.CGROUP: catalog.series_per(Subject.CGROUP),
     }
 
 
@@ -295,6 +297,7 @@ WORKERS = st.builds(
     fetch_seconds=SECONDS,
     cpu_seconds=st.none() | SECONDS,
     resident_bytes=st.none() | COUNT,
+    unique_bytes=st.none() | COUNT,
 )
 LOADERS = st.builds(
     Loader,
@@ -344,6 +347,7 @@ SNAPSHOTS = st.builds(
     clamped_total=COUNT,
     refused_total=counts_of(["owner", "io"]),
     dropped_total=counts_of(["rank", "user"]),
+    cgroups=st.dictionaries(NAMES, st.builds(CgroupMemory, anon_bytes=COUNT), max_size=3),
 )
 
 
