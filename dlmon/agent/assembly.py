@@ -5,6 +5,9 @@ from __future__ import annotations
 from dlmon.agent.config import Config
 from dlmon.agent.daemon import Daemon
 from dlmon.agent.watch import Watcher
+from dlmon.analysis.memory import MemoryWatcher
+from dlmon.analysis.room import RoomWatcher
+from dlmon.observe import usage
 from dlmon.observe.memory import Scanner
 from dlmon.observe.observer import Observer
 
@@ -25,5 +28,9 @@ def daemon(config: Config) -> Daemon:
     return Daemon(config, observer, _watchers(config))
 
 
-def _watchers(_config: Config) -> tuple[Watcher, ...]:
-    return ()
+def _watchers(config: Config) -> tuple[Watcher, ...]:
+    memory_seconds = min(usage.INTERVAL_SECONDS, config.memory.pss_interval_seconds)
+    return (
+        MemoryWatcher(memory_seconds),
+        RoomWatcher(memory_seconds),
+    )

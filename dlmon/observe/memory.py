@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 
-STALL_RATIO = 0.0005
-"""For at most this share of its time a process is held up by scans, unless memory grows."""
+SLOW_SECONDS = 0.03
+"""A scan that takes longer, as one of 2 GB does, makes the next one wait longer in proportion: so
+scans hold a process up for at most 0.05 % of its time at the default interval."""
 
 _SOONER = 4
 """A process that is new or grows is scanned this many times as often."""
@@ -196,7 +197,7 @@ class Scanner:
         settled = slot.since + self.interval_seconds * _SETTLE_SHARE
         if slot.scanned is None:
             return settled
-        wait = max(self.interval_seconds, slot.cost / STALL_RATIO)
+        wait = self.interval_seconds * max(1.0, slot.cost / SLOW_SECONDS)
         latest = slot.latest
         if latest is None or slot.grows or _suspicious(latest.rollup.resident, slot.resident):
             wait /= _SOONER

@@ -186,7 +186,7 @@ def test_what_grows_is_scanned_four_times_as_often(world: World) -> None:
 def test_a_process_whose_scans_take_long_is_left_alone_for_long(world: World) -> None:
     world.cost = 0.3
     assert world.run(INTERVAL, 7) == [7]
-    assert world.run(0.3 / memory.STALL_RATIO - INTERVAL - 5, 7) == []
+    assert world.run(INTERVAL * (0.3 / memory.SLOW_SECONDS - 1) - 5, 7) == []
     assert world.run(10, 7) == [7]
 
 
