@@ -62,6 +62,7 @@ class Subject(enum.Enum):
     FINDING = "finding"
     GPU = "gpu"
     UNOBSERVED = "unobserved"
+    CGROUP = "cgroup"
 
 
 RANK_LABELS = ("run", "rank")
@@ -72,6 +73,7 @@ UNOBSERVED_LABELS = ("user", "script")
 
 PROCESS_STATES = ("running", "sleeping", "blocked", "stopped", "zombie")
 """What a process does; blocked is uninterruptible, mostly waiting for storage."""
+CGROUP_LABELS = ("cgroup",)
 
 FETCH_HOOKS = ("worker_loop", "map_fetch", "iterable_fetch")
 
@@ -103,6 +105,8 @@ class Metric:
     @property
     def subject(self) -> Subject:
         """What one set of this metric's series is about."""
+        if self.labels == CGROUP_LABELS:
+            return Subject.CGROUP
         if "finding" in self.labels:
             return Subject.FINDING
         if "worker" in self.labels:
@@ -509,6 +513,46 @@ WORKER_RESIDENT_MEMORY = Metric(
     " them.",
     lean=True,
 )
+WORKER_PROPORTIONAL_MEMORY = Metric(
+    "dlmon_worker_proportional_memory_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    WORKER_LABELS,
+    "PSS of the living worker process at its last scan: each page divided by how many processes"
+    " share it, so that the sum over processes is what they really take; some minutes old.",
+)
+WORKER_UNIQUE_MEMORY = Metric(
+    "dlmon_worker_unique_memory_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    WORKER_LABELS,
+    "USS of the living worker process at its last scan: pages that it shares with nobody, which is"
+    " where leaks and copies of shared pages show; some minutes old.",
+    lean=True,
+)
+WORKER_READ_BYTES = Metric(
+    "dlmon_worker_read_bytes_total",
+    Kind.COUNTER,
+    Unit.BYTES,
+    WORKER_LABELS,
+    "Bytes that storage had to deliver to the worker processes seen in this slot, what was in the"
+    " page cache not included; read every ten seconds.",
+)
+WORKER_MAJOR_FAULTS = Metric(
+    "dlmon_worker_major_faults_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    WORKER_LABELS,
+    "Page faults of the worker processes seen in this slot that had to wait for storage: of mapped"
+    " files that are not in memory, or of what was swapped out.",
+)
+WORKER_OPEN_FDS = Metric(
+    "dlmon_worker_open_fds",
+    Kind.GAUGE,
+    Unit.COUNT,
+    WORKER_LABELS,
+    "File descriptors that the living worker process has open; read every ten seconds.",
+)
 
 # --- a GPU ---
 
@@ -575,6 +619,39 @@ UNOBSERVED_RESIDENT_MEMORY = Metric(
     Unit.BYTES,
     UNOBSERVED_LABELS,
     "RSS of the workers, summed: pages that they share count in each of them.",
+)
+
+# --- the memory of cgroups ---
+
+CGROUP_MEMORY_LIMIT = Metric(
+    "dlmon_cgroup_memory_limit_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    CGROUP_LABELS,
+    "Memory limit of a cgroup that ranks are in, the smallest of it and of all above it; absent"
+    " without one.",
+)
+CGROUP_MEMORY_WORKING_SET = Metric(
+    "dlmon_cgroup_memory_working_set_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    CGROUP_LABELS,
+    "Memory in use in the cgroup, less file pages that can be dropped at once.",
+)
+CGROUP_MEMORY_ANON = Metric(
+    "dlmon_cgroup_memory_anon_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    CGROUP_LABELS,
+    "Anonymous and shared memory in the cgroup, /dev/shm included: what cannot be dropped. Compare"
+    " this one with the limit: page cache fills any.",
+)
+CGROUP_OOM_KILLS = Metric(
+    "dlmon_cgroup_oom_kills_total",
+    Kind.COUNTER,
+    Unit.COUNT,
+    CGROUP_LABELS,
+    "Processes that the kernel killed in the cgroup because it was out of memory.",
 )
 
 # --- what is wrong ---

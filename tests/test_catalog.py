@@ -58,6 +58,7 @@ def test_labels_are_those_of_the_subject_and_no_target_label(metric: Metric) -> 
         Subject.FINDING: catalog.WORKER_LABELS,
         Subject.GPU: catalog.GPU_LABELS,
         Subject.UNOBSERVED: catalog.UNOBSERVED_LABELS,
+        Subject.CGROUP: catalog.CGROUP_LABELS,
     }
     common = subjects[metric.subject]
     assert metric.labels[: len(common)] == common

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 
 from dlmon.agent.labels import clean
 from dlmon.catalog import METRICS, WORKER_UP, Metric, Subject, series_per
-from dlmon.observe.snapshot import Gpu, Loader, Rank, Snapshot, Unobserved, Worker
+from dlmon.observe.snapshot import (
+    CgroupMemory,
+    Gpu,
+    Loader,
+    Rank,
+    Snapshot,
+    Unobserved,
+    Worker,
+)
 
 MOST_UNOBSERVED = 64
 """Users' scripts without the shim that have series: those with the most workers."""
@@ -82,6 +90,14 @@ class AdmittedRank:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmittedCgroup:
+    """A cgroup with its label value."""
+
+    labels: tuple[str, ...]
+    memory: CgroupMemory
+
+
+@dataclass(frozen=True, slots=True)
 class Admitted:
     """What `/metrics` shows of one Snapshot.
 
@@ -90,12 +106,14 @@ class Admitted:
         dropped: Series left out of this snapshot, for `duplicate` and `series_limit`.
         gpus: Those that ranks compute on, and those of which nobody says who does.
         unobserved: Of these no two have equal labels either.
+        cgroups: Nor have two of these.
     """
 
     ranks: tuple[AdmittedRank, ...]
     dropped: Mapping[str, int]
     gpus: tuple[AdmittedGpu, ...] = ()
     unobserved: tuple[AdmittedUnobserved, ...] = ()
+    cgroups: tuple[AdmittedCgroup, ...] = ()
 
 
 def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
@@ -103,8 +121,8 @@ def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
 
     Subjects are counted at the most series that the catalogue gives them, so that what is shown
     does not flicker with values that come and go. Above `limit`, workers lose all but
-    `dlmon_worker_up`: those of dead ranks first, then from the snapshot's end. Ranks, loaders and
-    `dlmon_worker_up` stay, even if they alone are above it.
+    `dlmon_worker_up`: those of dead ranks first, then from the snapshot's end. Ranks, loaders,
+    cgroups and `dlmon_worker_up` stay, even if they alone are above it.
 
     Args:
         snapshot: What to show.
@@ -118,6 +136,8 @@ def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
     further = len(unobserved) * series_per(Subject.UNOBSERVED)
     further += len(gpus) * series_per(Subject.GPU)
     further += sum(max(0, len(rank.gpus) - 1) for rank in ranks)  # one is counted per rank
+    groups = tuple(_cgroups(snapshot, names))
+    further += len(groups) * series_per(Subject.CGROUP)
     keep = _workers_with_detail(ranks, detail, limit - further)
     workers = sum(len(loader.workers) for rank in ranks for loader in rank.loaders)
     cut = (len(snapshot.unobserved) - len(unobserved)) * series_per(Subject.UNOBSERVED)
@@ -125,7 +145,7 @@ def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
         cut += (workers - keep) * (detail.series - Detail.UP.series)
         ranks = _reduce(ranks, keep)
     dropped = {"duplicate": names.refused_series, "series_limit": cut}
-    return Admitted(ranks, dropped, gpus, unobserved)
+    return Admitted(ranks, dropped, gpus, unobserved, groups)
 
 
 class _Names:
@@ -182,6 +202,13 @@ def _ranks(ranks: Iterable[Rank], detail: Detail, names: _Names) -> Iterator[Adm
         if names.take(labels, series):
             loaders = tuple(_loaders(rank.loaders, labels, detail, names))
             yield AdmittedRank(labels, rank, loaders)
+
+
+def _cgroups(snapshot: Snapshot, names: _Names) -> Iterator[AdmittedCgroup]:
+    for path, memory in sorted(snapshot.cgroups.items()):
+        labels = (clean(path),)
+        if names.take(labels, series_per(Subject.CGROUP)):
+            yield AdmittedCgroup(labels, memory)
 
 
 def _loaders(

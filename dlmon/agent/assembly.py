@@ -9,9 +9,12 @@ from dlmon.agent.daemon import Daemon
 from dlmon.agent.hangs import Evidence, Hangs
 from dlmon.agent.watch import Watcher
 from dlmon.analysis.hangs import Elsewhere, HangWatcher
+from dlmon.analysis.memory import MemoryWatcher
+from dlmon.analysis.room import RoomWatcher
 from dlmon.analysis.thresholds import Limits
-from dlmon.observe import kernel
+from dlmon.observe import kernel, usage
 from dlmon.observe.gpus import Gpus
+from dlmon.observe.memory import Scanner as MemoryScanner
 from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Snapshot
 from dlmon.observe.unobserved import Scanner
@@ -49,6 +52,9 @@ def daemon(config: Config) -> Daemon:
         segments_per_user=config.limits.segments_per_user,
         gpus=gpus.now,
         unobserved=scanner.now,
+        scanner=MemoryScanner(
+            config.memory.pss_interval_seconds, config.memory.pss_cpu_budget_ratio
+        ),
     )
     hangs = Hangs()
     eyes = _Eyes(observer, gpus, scanner)
@@ -59,7 +65,8 @@ def daemon(config: Config) -> Daemon:
 
 
 def _watchers(config: Config, hangs: Hangs) -> tuple[Watcher, ...]:
-    return (_hang_watcher(config, hangs),)
+    seconds = min(usage.INTERVAL_SECONDS, config.memory.pss_interval_seconds)
+    return (_hang_watcher(config, hangs), MemoryWatcher(seconds), RoomWatcher(seconds))
 
 
 def _hang_watcher(config: Config, hangs: Hangs) -> Watcher:

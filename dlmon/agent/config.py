@@ -49,6 +49,26 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """How often PSS and USS of workers are read, which holds a worker up: 14 ms per GB it has."""
+
+    pss_interval_seconds: float = setting(
+        60,
+        "Seconds between two scans of a worker at least, four times as often while its memory"
+        " grows, more seldom the longer its scans take.",
+        minimum=0.1,
+        maximum=86400,
+    )
+    pss_cpu_budget_ratio: float = setting(
+        0.005,
+        "The share of one core that all scans together may take; 0 scans nothing, and PSS and USS"
+        " are then absent.",
+        minimum=0,
+        maximum=1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Keep:
     """How long things stay."""
 
@@ -146,6 +166,7 @@ class Config:
     )
     web: Web = field(default_factory=Web)
     metrics: Metrics = field(default_factory=Metrics)
+    memory: Memory = field(default_factory=Memory)
     keep: Keep = field(default_factory=Keep)
     limits: Limits = field(default_factory=Limits)
     hangs: Hangs = field(default_factory=Hangs)

@@ -19,6 +19,7 @@ _TITLES = {
     Subject.WORKER: "A worker",
     Subject.GPU: "A GPU",
     Subject.UNOBSERVED: "Workers of jobs without the shim",
+    Subject.CGROUP: "The memory of a cgroup",
     Subject.FINDING: "What is wrong",
     Subject.AGENT: "The agent itself",
 }
@@ -64,6 +65,7 @@ def _costs() -> list[str]:
         ("a worker, `metrics.per_worker: off`", "0"),
         ("a GPU that a rank uses", str(series_per(Subject.GPU))),
         ("a script of a user without the shim", str(series_per(Subject.UNOBSERVED))),
+        ("a cgroup", str(series_per(Subject.CGROUP))),
         ("the agent", str(series_per(Subject.AGENT))),
     ]
     return ["## What it costs", "", *table(("", "series at most"), rows)]

@@ -1,6 +1,7 @@
-"""Which cgroup a process is in, and what CPU that grants, by cgroup v2 or v1.
+"""Which cgroup a process is in, and what CPU and memory that grants, by cgroup v2 or v1.
 
-Source: kernel Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/, scheduler/sched-bwc.rst.
+Source: kernel Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ (memory.rst), and
+scheduler/sched-bwc.rst.
 
 Runs in: agent and the commands. On failure: what may not be read is None.
 """
@@ -11,7 +12,12 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
+from dlmon.observe.snapshot import CgroupMemory
+
 ROOT = "/sys/fs/cgroup"
+
+_NO_LIMIT = 1 << 60
+"""Version 1 says "no limit" with a number near 2^63, in whole pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +28,20 @@ class Cgroup:
         path: Its path in the memory hierarchy (v1) or the only one (v2), None if unknown.
         cpu_directory: Where its CPU controller's files are, None if unknown.
         unified: Whether that is a v2 hierarchy.
+        memory_directory: Where its memory controller's files are, None if unknown.
+        memory_unified: Whether that is a v2 hierarchy.
     """
 
     path: str | None = None
     cpu_directory: str | None = None
     unified: bool = True
+    memory_directory: str | None = None
+    memory_unified: bool = True
 
     def cpu_quota(self) -> float | None:
         """Return how many CPUs the tightest quota of all levels grants; None without one."""
-        quotas = [quota for d in self._levels() if (quota := self._quota(d)) is not None]
-        return min(quotas, default=None)
+        levels = _levels(self.cpu_directory)
+        return min((q for d in levels if (q := self._quota(d)) is not None), default=None)
 
     def cpu_throttled_seconds(self) -> float | None:
         """Return how long it was throttled, None where that is not counted."""
@@ -44,13 +54,27 @@ class Cgroup:
                 return int(value) * unit
         return None
 
-    def _levels(self) -> list[str]:
-        levels = []
-        directory = self.cpu_directory
-        while directory is not None and f"{directory}/".startswith(f"{ROOT}/"):
-            levels.append(directory)  # ROOT too: a container's own cgroup is mounted there
-            directory = os.path.dirname(directory)
-        return levels
+    def memory(self) -> CgroupMemory:
+        """Return what its memory controller says; what it does not is None."""
+        if self.memory_directory is None:
+            return CgroupMemory()
+        names = _V2 if self.memory_unified else _V1
+        own = _Level(self.memory_directory, names)
+        limits = [
+            (level, limit)
+            for directory in _levels(self.memory_directory)
+            if (limit := (level := _Level(directory, names)).limit()) is not None
+        ]
+        rooms = [(limit - anon, limit) for lv, limit in limits if (anon := lv.anon()) is not None]
+        room, binding = min(rooms, default=(None, None))
+        return CgroupMemory(
+            limit_bytes=min((limit for _, limit in limits), default=None),
+            working_set_bytes=own.working_set(),
+            anon_bytes=own.anon(),
+            oom_kills=own.oom_kills(),
+            room_bytes=None if room is None else max(0, room),
+            binding_limit_bytes=binding,
+        )
 
     def _quota(self, directory: str) -> float | None:
         if self.unified:
@@ -63,6 +87,66 @@ class Cgroup:
         return None  # "max", -1, or no such file: no quota at this level
 
 
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What the files of a memory controller and the keys in its memory.stat are called."""
+
+    limit: str
+    usage: str
+    events: str
+    anon: str
+    shmem: str
+    inactive_file: str
+
+
+_V2 = _Names("memory.max", "memory.current", "memory.events", "anon", "shmem", "inactive_file")
+_V1 = _Names(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "memory.oom_control",
+    "total_rss",
+    "total_shmem",
+    "total_inactive_file",
+)
+
+
+class _Level:
+    """The memory controller's files of one cgroup; its numbers include the cgroups below it."""
+
+    def __init__(self, directory: str, names: _Names) -> None:
+        self._directory = directory
+        self._names = names
+        self._stat: dict[str, int] | None = None
+
+    def limit(self) -> int | None:
+        """Return the limit set at this level, None without one."""
+        limit = self._number(self._names.limit)
+        return limit if limit is not None and limit < _NO_LIMIT else None
+
+    def working_set(self) -> int | None:
+        """Return what is used and cannot be dropped at once: usage less inactive file pages."""
+        usage, inactive = self._number(self._names.usage), self._counted(self._names.inactive_file)
+        return None if usage is None or inactive is None else max(0, usage - inactive)
+
+    def anon(self) -> int | None:
+        """Return what only swap could hold: anonymous memory, and shared memory as in /dev/shm."""
+        anon, shmem = self._counted(self._names.anon), self._counted(self._names.shmem)
+        return None if anon is None else anon + (shmem or 0)
+
+    def oom_kills(self) -> int | None:
+        """Return how many processes the kernel has killed for want of memory."""
+        return _pairs(f"{self._directory}/{self._names.events}").get("oom_kill")
+
+    def _counted(self, key: str) -> int | None:
+        if self._stat is None:
+            self._stat = _pairs(f"{self._directory}/memory.stat")
+        return self._stat.get(key)
+
+    def _number(self, name: str) -> int | None:
+        text = _read(f"{self._directory}/{name}").strip()
+        return int(text) if text.isascii() and text.isdecimal() else None
+
+
 def of(pid: int) -> Cgroup:
     """Return the cgroups of a process, from /proc/<pid>/cgroup."""
     by_controller = {}
@@ -73,12 +157,33 @@ def of(pid: int) -> Cgroup:
                 by_controller[controller] = parts[2]
     unified = by_controller.get("")
     cpu = by_controller.get("cpu")
-    path = by_controller.get("memory") or unified or cpu
+    memory = by_controller.get("memory")
+    path = memory or unified or cpu
+    cpu_directory = memory_directory = None
     if cpu is not None:
-        return Cgroup(path, _directory(f"{ROOT}/cpu", cpu), unified=False)
-    if unified is not None:
-        return Cgroup(path, _directory(ROOT, unified), unified=True)
-    return Cgroup(path)
+        cpu_directory = _directory(f"{ROOT}/cpu", cpu)
+    elif unified is not None:
+        cpu_directory = _directory(ROOT, unified)
+    if memory is not None:
+        memory_directory = _directory(f"{ROOT}/memory", memory)
+    elif unified is not None:
+        memory_directory = _directory(ROOT, unified)
+    return Cgroup(path, cpu_directory, cpu is None, memory_directory, memory is None)
+
+
+def _levels(directory: str | None) -> list[str]:
+    """Return the directories of a cgroup and of all above it that are to be seen."""
+    levels = []
+    while directory is not None and f"{directory}/".startswith(f"{ROOT}/"):
+        levels.append(directory)  # ROOT too: a container's own cgroup is mounted there
+        directory = os.path.dirname(directory)
+    return levels
+
+
+def _pairs(path: str) -> dict[str, int]:
+    """Return the numbers of a file of lines "name number"."""
+    pairs = (line.partition(" ") for line in _read(path).splitlines())
+    return {name: int(text) for name, _, text in pairs if text.isascii() and text.isdecimal()}
 
 
 def _directory(hierarchy: str, path: str) -> str | None:

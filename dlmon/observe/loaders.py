@@ -7,11 +7,12 @@ their counters are summed, and what is a state is taken from the one that iterat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dlmon.catalog import LOADER_INFO, LOADER_LABELS
 from dlmon.observe.snapshot import Histogram, Loader, Worker, WorkerState
+from dlmon.observe.usage import Usage, of_worker
 from dlmon.segment import layout, meaning, phases
 from dlmon.segment.layout import ERRORS, EXIT_REASONS, HOOKS, Phase
 from dlmon.segment.reader import Cells, Reading
@@ -43,6 +44,7 @@ class Seen:
         lives: The process that last attested to the slot still lives, whatever became of its lock.
         stopped, zombie: Its process state.
         pid, cpu_seconds, resident_bytes, process_state, started: As in `Worker`.
+        usage: What else it uses.
     """
 
     lives: bool = False
@@ -53,6 +55,7 @@ class Seen:
     resident_bytes: int | None = None
     process_state: str | None = None
     started: float | None = None
+    usage: Usage = field(default_factory=Usage)
 
 
 _OF_WORKERS = {"worker_loop", "dispatch", "shutdown"}
@@ -299,6 +302,7 @@ def _worker(slot: int, parts: Sequence[Part], clock: Clock) -> Worker:
         **_task(shown, slot, clock) if up is not None else {},
         process_state=seen.process_state if up else None,
         started=seen.started if up else None,
+        **of_worker([p.workers[slot].usage for p in having], seen.usage if up else None),
     )
 
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dlmon.observe import loaders, processes
+from dlmon.observe import cgroups, loaders, processes
 from dlmon.observe.loaders import Clock, Part, Seen, text
+from dlmon.observe.memory import Scanner
 from dlmon.observe.retired import Retired
 from dlmon.observe.segments import Segments, Tracked
 from dlmon.observe.snapshot import (
+    CgroupMemory,
     Gpu,
     Histogram,
     Loader,
@@ -24,6 +26,7 @@ from dlmon.observe.snapshot import (
     Unobserved,
     Worker,
 )
+from dlmon.observe.usage import Usages
 from dlmon.segment.layout import HOOKS
 from dlmon.segment.reader import Reading
 
@@ -56,6 +59,7 @@ class Observer:
         segments_per_user: int = 2048,
         gpus: Callable[[], tuple[Gpu, ...]] = tuple,
         unobserved: Callable[[set[int]], tuple[Unobserved, ...]] = lambda _: (),
+        scanner: Scanner | None = None,
     ) -> None:
         """Observe the segments in and below `dirs`.
 
@@ -66,13 +70,16 @@ class Observer:
             segments_per_user: Further segments of a user are left out, and counted.
             gpus: Says at once what is known of the GPUs.
             unobserved: Says at once which other workers are known, told who these are.
+            scanner: Scans workers for PSS and USS; None for neither.
         """
         self._segments = Segments(
             dirs, dead_seconds=dead_seconds, segments_per_user=segments_per_user
         )
         self._loaders_per_rank = loaders_per_rank
         self._left_out: set[tuple[Incarnation, str]] = set()
-        self._cpu = processes.CpuTotals()
+        self._cpu: processes.Totals[float] = processes.Totals()
+        self._usages = Usages(scanner)
+        self._throttled: dict[Incarnation, float] = {}
         self._highest: dict[tuple[Incarnation, str], Loader] = {}
         self._retired: Retired[Incarnation] = Retired()
         self._clamped = 0
@@ -93,11 +100,10 @@ class Observer:
             else:
                 by_incarnation[_incarnation(one)].append(one)
         ranks = {i: self._rank(i, g, clock) for i, g in by_incarnation.items() if _present(g)}
-        self._cpu.keep({_slot(t, i) for t in tracked for i in range(t.reading.layout.workers)})
-        self._highest = {key: kept for key, kept in self._highest.items() if key[0] in ranks}
-        self._left_out = {key for key in self._left_out if key[0] in ranks}
-        self._retired.keep(ranks)
+        self._forget(tracked, ranks)
         shown, superseded = _choose(ranks.values())
+        groups = _cgroups(shown)
+        self._usages.finish()
         return Snapshot(
             time=clock.unix,
             duration_seconds=time.monotonic() - began,
@@ -113,11 +119,22 @@ class Observer:
             unobserved=self._unobserved(
                 {h for t in tracked for h in t.reading.worker_holders if h}
             ),
+            cgroups=groups,
         )
 
     def close(self) -> None:
         """Close every segment."""
         self._segments.close()
+
+    def _forget(self, tracked: Iterable[Tracked], ranks: Collection[Incarnation]) -> None:
+        """Forget what is known of slots and ranks that are no more."""
+        slots = {_slot(t, i) for t in tracked for i in range(t.reading.layout.workers)}
+        self._cpu.keep(slots)
+        self._usages.keep(slots)
+        self._highest = {key: kept for key, kept in self._highest.items() if key[0] in ranks}
+        self._left_out = {key for key in self._left_out if key[0] in ranks}
+        self._throttled = {who: last for who, last in self._throttled.items() if who in ranks}
+        self._retired.keep(ranks)
 
     def _rank(self, who: Incarnation, group: Sequence[Tracked], clock: Clock) -> Rank:
         own = [t for t in group if _is_root(t.reading)] or list(group)
@@ -145,7 +162,7 @@ class Observer:
             hooks={hook: hook not in missing for hook in HOOKS},
             shim_errors=sum(max(0, t.reading.rank["shim_errors"]) for t in group),
             orphan_workers=orphans,
-            process=processes.rank_process(attested) if attested else Process(),
+            process=self._process(who, attested, group) if attested else Process(),
             loaders=found,
             visible=bool(attested),
             gpus=self._gpus_of(attested),
@@ -153,6 +170,18 @@ class Observer:
 
     def _gpus_of(self, pid: int | None) -> tuple[str, ...]:
         return tuple(gpu.uuid for gpu in self._gpus if pid and pid in (gpu.pids or ()))
+
+    def _process(self, who: Incarnation, pid: int, group: Sequence[Tracked]) -> Process:
+        """Look at a rank's process, and see whether its cgroup lets a scan of its workers end."""
+        process = processes.rank_process(pid)
+        throttled = process.cpu_throttled_seconds
+        if throttled is not None:
+            if throttled > self._throttled.get(who, throttled):
+                self._usages.spare(
+                    [_slot(t, i) for t in group for i in range(t.reading.layout.workers)]
+                )
+            self._throttled[who] = throttled
+        return process
 
     def _loaders(
         self, who: Incarnation, by_loader: Mapping[str, Sequence[Part]], clock: Clock
@@ -223,17 +252,18 @@ class Observer:
         sample = processes.sample(pid) if pid else None
         known = sample is not None and sample.start_ticks == cells["start_ticks"]
         if pid is None or sample is None or not (held or known):
-            return Seen(cpu_seconds=self._cpu.total(key))
+            return Seen(cpu_seconds=self._cpu.total(key), usage=self._usages.gone(key))
         zombie = sample.status == "Z"
         return Seen(
             lives=known and not zombie and sample.status != "X",
             stopped=sample.status in ("T", "t"),
             zombie=zombie,
             pid=pid,
-            cpu_seconds=self._cpu.add(key, pid, sample),
+            cpu_seconds=self._cpu.add(key, (pid, sample.start_ticks), sample.cpu_seconds),
             resident_bytes=sample.resident_bytes,
             process_state=sample.status,
             started=sample.started,
+            usage=self._usages.add(key, pid, sample),
         )
 
 
@@ -247,7 +277,19 @@ def _worker_held(worker: Worker, before: Worker) -> Worker:
         worker,
         fetch_seconds=max(worker.fetch_seconds, before.fetch_seconds),
         cpu_seconds=max(cpu, default=None),
+        read_bytes=_larger(worker.read_bytes, before.read_bytes),
+        major_faults=_larger(worker.major_faults, before.major_faults),
     )
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((number for number in (one, other) if number is not None), default=None)
+
+
+def _cgroups(ranks: Iterable[Rank]) -> dict[str, CgroupMemory]:
+    """Return the memory of every cgroup that a living rank is in, each read once."""
+    members = {rank.process.cgroup: rank.pid for rank in ranks if rank.process.cgroup is not None}
+    return {path: cgroups.of(pid).memory() for path, pid in members.items()}
 
 
 def _choose(found: Iterable[Rank]) -> tuple[tuple[Rank, ...], tuple[Rank, ...]]:

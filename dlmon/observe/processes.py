@@ -10,6 +10,7 @@ import time
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import psutil
 
@@ -28,6 +29,7 @@ class Sample:
         cpu_seconds, resident_bytes: As in `Process`.
         start_ticks: Its start time, field 22 of /proc/<pid>/stat.
         parent, group: pids of its parent and of its process group's leader.
+        major_faults: Page faults that needed storage.
     """
 
     status: str
@@ -36,6 +38,7 @@ class Sample:
     start_ticks: int
     parent: int = 0
     group: int = 0
+    major_faults: int = 0
 
     @property
     def started(self) -> float:
@@ -60,31 +63,59 @@ def sample(pid: int) -> Sample | None:
             start_ticks=int(fields[19]),
             parent=int(fields[1]),
             group=int(fields[2]),
+            major_faults=int(fields[9]),
         )
     except (OSError, ValueError, IndexError):
         return None
 
 
-class CpuTotals:
-    """CPU time per key over all processes that a key has had."""
+def numbers(path: str, *names: str) -> dict[str, int]:
+    """Return those of these numbers that a file of lines "name: number" or "name: number kB" has.
+
+    kB, which in /proc are units of 1,024, become bytes.
+    """
+    found = {}
+    with suppress(OSError, ValueError, IndexError), open(path, "rb") as file:
+        text = "\n" + file.read().decode("ascii", "replace")
+        for name in names:
+            _, there, rest = text.partition(f"\n{name}:")
+            if there:
+                value, *unit = rest.partition("\n")[0].split()
+                found[name] = int(value) << (10 if unit == ["kB"] else 0)
+    return found
+
+
+Number = TypeVar("Number", int, float)
+
+
+class Totals(Generic[Number]):
+    """A counter of processes per key, over all processes that a key has had."""
 
     def __init__(self) -> None:
-        self._last: dict[Hashable, tuple[tuple[int, int], float]] = {}
-        self._before: dict[Hashable, float] = {}
+        self._last: dict[Hashable, tuple[tuple[int, int], Number]] = {}
+        self._before: dict[Hashable, Number] = {}
 
-    def add(self, key: Hashable, pid: int, seen: Sample) -> float:
-        """Take a sample of the process that `key` has now and return the sum in seconds."""
-        process = (pid, seen.start_ticks)
+    def add(self, key: Hashable, process: tuple[int, int], value: Number) -> Number:
+        """Take the counter of the process that `key` has now and return the sum.
+
+        Args:
+            key: Whose processes they are.
+            process: Pid and start time.
+            value: What the process has counted so far.
+        """
         last = self._last.get(key)
+        before = self._before.get(key)
         if last is not None and last[0] != process:
-            self._before[key] = self._before.get(key, 0.0) + last[1]
-        self._last[key] = (process, seen.cpu_seconds)
-        return self.total(key) or 0.0
+            before = self._before[key] = last[1] if before is None else before + last[1]
+        self._last[key] = (process, value)
+        return value if before is None else before + value
 
-    def total(self, key: Hashable) -> float | None:
-        """Return the sum in seconds, None before the first sample."""
-        last = self._last.get(key)
-        return None if last is None else self._before.get(key, 0.0) + last[1]
+    def total(self, key: Hashable) -> Number | None:
+        """Return the sum, None before the first value."""
+        last, before = self._last.get(key), self._before.get(key)
+        if last is None or before is None:
+            return None if last is None else last[1]
+        return before + last[1]
 
     def keep(self, keys: set[Hashable]) -> None:
         """Forget every key not among `keys`."""
@@ -124,6 +155,7 @@ def rank_process(pid: int) -> Process:
         cpu_throttled_seconds=group.cpu_throttled_seconds(),
         cgroup=group.path,
         shm_size_bytes=shm.f_blocks * shm.f_frsize if shm else None,
+        shm_bytes=numbers(f"/proc/{pid}/status", "RssShmem").get("RssShmem"),
         shm_used_bytes=(shm.f_blocks - shm.f_bfree) * shm.f_frsize if shm else None,
         state=seen.status if seen else None,
     )

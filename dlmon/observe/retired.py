@@ -77,6 +77,8 @@ def _worker(worker: Worker, gone: Worker) -> Worker:
         failed=worker.failed + gone.failed,
         fetch_seconds=worker.fetch_seconds + gone.fetch_seconds,
         cpu_seconds=sum(cpu) if cpu else None,
+        read_bytes=_plus(worker.read_bytes, gone.read_bytes),
+        major_faults=_plus(worker.major_faults, gone.major_faults),
     )
 
 
@@ -91,6 +93,10 @@ def _sum(one: Mapping[Key, Number], other: Mapping[Key, Number]) -> dict[Key, Nu
 def _both(one: Histogram, other: Histogram) -> Histogram:
     counts = tuple(a + b for a, b in zip(one.counts, other.counts, strict=True))
     return Histogram(counts, one.sum_seconds + other.sum_seconds)
+
+
+def _plus(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one + (other or 0)
 
 
 def _later(one: float | None, other: float | None) -> float | None:

@@ -67,6 +67,11 @@ class Worker:
         read_bytes: Read from storage, over all processes seen in this slot.
         major_faults: Page faults that needed storage, likewise.
         open_fds: Descriptors in use.
+        max_fds: Soft limit of descriptors.
+        anonymous_bytes: Of the resident memory what no file holds, shared with the training process
+            or not: a leak shows here, copy-on-write does not.
+        shm_bytes: Of the resident memory what is in /dev/shm or other shared memory.
+        copied_bytes: Since its first scan: what it shared with others and by now has a copy of.
     """
 
     slot: int
@@ -95,6 +100,10 @@ class Worker:
     read_bytes: int | None = None
     major_faults: int | None = None
     open_fds: int | None = None
+    max_fds: int | None = None
+    anonymous_bytes: int | None = None
+    shm_bytes: int | None = None
+    copied_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +183,7 @@ class Process:
         cgroup: Path of its cgroup.
         shm_size_bytes, shm_used_bytes: The /dev/shm that it sees.
         state: R, S, D, T, t or Z as in /proc/<pid>/stat.
+        shm_bytes: Of its resident memory what is in /dev/shm or other shared memory.
     """
 
     cpu_seconds: float | None = None
@@ -186,6 +196,29 @@ class Process:
     shm_size_bytes: int | None = None
     shm_used_bytes: int | None = None
     state: str | None = None
+    shm_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupMemory:
+    """The memory of a cgroup, that of the cgroups below it included.
+
+    Attributes:
+        limit_bytes: The smallest limit of it and of all above it; None without one.
+        working_set_bytes: Used, less the file pages that can be dropped at once.
+        anon_bytes: Anonymous and shared memory; no page cache, which fills any limit.
+        oom_kills: Processes that the kernel killed in it for want of memory.
+        room_bytes: By how much `anon_bytes` can grow before the first limit is reached, its own or
+            one above it, where others use memory too; 0 or more.
+        binding_limit_bytes: That limit.
+    """
+
+    limit_bytes: int | None = None
+    working_set_bytes: int | None = None
+    anon_bytes: int | None = None
+    oom_kills: int | None = None
+    room_bytes: int | None = None
+    binding_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +386,7 @@ class Snapshot:
         findings: What is wrong now, the gravest first; none before they were looked for.
         gpus: All GPUs of the node that can be seen; none when NVML does not answer.
         unobserved: By user and script, those with the most workers first.
+        cgroups: The memory of the cgroups that ranks are in, by path.
     """
 
     time: float
@@ -368,3 +402,4 @@ class Snapshot:
     findings: tuple[Finding, ...] = ()
     gpus: tuple[Gpu, ...] = ()
     unobserved: tuple[Unobserved, ...] = ()
+    cgroups: Mapping[str, CgroupMemory] = field(default_factory=dict)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from dlmon.observe.snapshot import (
+    CgroupMemory,
     Finding,
     Gpu,
     Histogram,
@@ -49,6 +50,16 @@ def make_worker(slot: int = 0, **changes: Any) -> Worker:
         cpu_seconds=80.25,
         resident_bytes=412_000_000,
         orphan=False,
+        proportional_bytes=180_000_000,
+        unique_bytes=90_000_000,
+        scanned=NOW - 30,
+        read_bytes=7_000_000,
+        major_faults=12,
+        open_fds=40,
+        max_fds=1024,
+        anonymous_bytes=350_000_000,
+        shm_bytes=20_000_000,
+        copied_bytes=0,
     )
     return dataclasses.replace(worker, **changes)
 
@@ -131,6 +142,7 @@ def make_rank(rank: str = "0", run: str = "job-17", **changes: Any) -> Rank:
             cgroup="/user.slice",
             shm_size_bytes=8_200_000_000,
             shm_used_bytes=1_000_000_000,
+            shm_bytes=30_000_000,
         ),
         loaders=(make_loader(),),
         visible=True,
@@ -184,6 +196,19 @@ def make_finding(**changes: Any) -> Finding:
     return dataclasses.replace(finding, **changes)
 
 
+def make_cgroup(**changes: Any) -> CgroupMemory:
+    """The memory of the sample rank's cgroup: half of its limit is anonymous."""
+    memory = CgroupMemory(
+        limit_bytes=16_000_000_000,
+        working_set_bytes=9_000_000_000,
+        anon_bytes=8_000_000_000,
+        oom_kills=1,
+        room_bytes=8_000_000_000,
+        binding_limit_bytes=16_000_000_000,
+    )
+    return dataclasses.replace(memory, **changes)
+
+
 def make_snapshot(*ranks: Rank, **changes: Any) -> Snapshot:
     """A snapshot of these ranks, by default one, with every total above zero."""
     snapshot = Snapshot(
@@ -199,5 +224,6 @@ def make_snapshot(*ranks: Rank, **changes: Any) -> Snapshot:
         findings=(make_finding(),),
         gpus=(make_gpu(),),
         unobserved=(make_unobserved(),),
+        cgroups={"/user.slice": make_cgroup()},
     )
     return dataclasses.replace(snapshot, **changes)

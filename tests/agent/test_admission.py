@@ -10,7 +10,7 @@ PLENTY = 1_000_000
 PER_AGENT = series_per(Subject.AGENT)
 PER_RANK = series_per(Subject.RANK)
 PER_LOADER = series_per(Subject.LOADER)
-PER_OTHERS = series_per(Subject.GPU) + series_per(Subject.UNOBSERVED)
+PER_OTHERS = sum(map(series_per, (Subject.CGROUP, Subject.GPU, Subject.UNOBSERVED)))
 
 
 def details(admitted: Admitted) -> dict[tuple[str, ...], Detail]:
@@ -61,7 +61,8 @@ def test_above_the_limit_the_last_workers_lose_all_but_up() -> None:
 def test_the_workers_of_dead_ranks_lose_their_detail_first() -> None:
     dead, alive = make_rank("0", up=False), make_rank("1")
     extra = Detail.FULL.series - Detail.UP.series
-    limit = PER_AGENT + PER_OTHERS + 2 * (PER_RANK + PER_LOADER) + 8 * Detail.UP.series + 4 * extra
+    fixed = PER_AGENT + 2 * (PER_RANK + PER_LOADER) + PER_OTHERS
+    limit = fixed + 8 * Detail.UP.series + 4 * extra
     admitted = admit(make_snapshot(dead, alive), Detail.FULL, limit)
     by_rank = {labels[1]: detail for labels, detail in details(admitted).items()}
     assert by_rank == {"0": Detail.UP, "1": Detail.FULL}

@@ -26,6 +26,7 @@ from dlmon.agent.collectors import collect
 from dlmon.agent.state import Board
 from dlmon.catalog import METRICS, Kind, Subject
 from dlmon.observe.snapshot import (
+    CgroupMemory,
     Histogram,
     Loader,
     Process,
@@ -114,6 +115,7 @@ def test_a_subject_has_no_more_series_than_the_catalogue_counts() -> None:
         Subject.FINDING: 1,
         Subject.GPU: catalog.series_per(Subject.GPU),
         Subject.UNOBSERVED: catalog.series_per(Subject.UNOBSERVED),
+        Subject.CGROUP: catalog.series_per(Subject.CGROUP),
     }
 
 
@@ -297,6 +299,7 @@ WORKERS = st.builds(
     fetch_seconds=SECONDS,
     cpu_seconds=st.none() | SECONDS,
     resident_bytes=st.none() | COUNT,
+    unique_bytes=st.none() | COUNT,
 )
 LOADERS = st.builds(
     Loader,
@@ -346,6 +349,7 @@ SNAPSHOTS = st.builds(
     clamped_total=COUNT,
     refused_total=counts_of(["owner", "io"]),
     dropped_total=counts_of(["rank", "user"]),
+    cgroups=st.dictionaries(NAMES, st.builds(CgroupMemory, anon_bytes=COUNT), max_size=3),
 )
 
 

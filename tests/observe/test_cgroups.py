@@ -1,15 +1,17 @@
-"""The CPUs a cgroup grants, by version 2 and 1, over trees as the kernel makes them."""
+"""The CPUs and memory of a cgroup, by version 2 and 1, over trees as the kernel makes them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from dlmon.observe import cgroups
 from dlmon.observe.cgroups import Cgroup
+from dlmon.observe.snapshot import CgroupMemory
+from tests.jobs import JobStarter, wait_for
 
 
 @pytest.fixture
@@ -60,7 +62,8 @@ def test_v2_quota_is_the_tightest_of_all_levels(
 ) -> None:
     tree(root, V2)
     group = member(monkeypatch, "0::/job/step\n")
-    assert group == Cgroup("/job/step", str(root / "job" / "step"), unified=True)
+    assert group.path == "/job/step"
+    assert group.cpu_directory == group.memory_directory == str(root / "job" / "step")
     assert group.cpu_quota() == 4.0
     assert group.cpu_throttled_seconds() == 1.25
 
@@ -77,7 +80,8 @@ def test_v2_of_a_container_whose_own_cgroup_is_mounted_as_the_root(
 ) -> None:
     tree(root, {"cpu.max": "50000 100000\n", "cpu.stat": "throttled_usec 500000\n"})
     group = member(monkeypatch, "0::/kubepods/pod7/box\n")
-    assert group == Cgroup("/kubepods/pod7/box", str(root), unified=True)
+    assert group.path == "/kubepods/pod7/box"
+    assert group.cpu_directory == group.memory_directory == str(root)
     assert group.cpu_quota() == 0.5
     assert group.cpu_throttled_seconds() == 0.5
 
@@ -87,7 +91,9 @@ def test_v1_quota_is_that_of_the_cpu_controller(
 ) -> None:
     tree(root, V1)
     group = member(monkeypatch, V1_MEMBER)
-    assert group == Cgroup("/mem", str(root / "cpu" / "job" / "step"), unified=False)
+    assert group.path == "/mem"
+    assert group.cpu_directory == str(root / "cpu" / "job" / "step")
+    assert group.memory_directory == str(root / "memory" / "mem")
     assert group.cpu_quota() == 1.5
     assert group.cpu_throttled_seconds() == 3.5
 
@@ -152,3 +158,141 @@ def test_of_this_very_process_the_kernels_files_are_understood() -> None:
     assert group.path.startswith("/")
     assert (group.cpu_quota() or 1) > 0
     assert (group.cpu_throttled_seconds() or 0) >= 0
+
+
+# --- memory ---
+
+GB = 1 << 30
+NO_LIMIT_V1 = "9223372036854771712\n"
+
+V2_MEMORY = {
+    "memory.stat": "anon 1\n",
+    "job/memory.max": f"{16 * GB}\n",
+    "job/memory.current": f"{15 * GB}\n",
+    "job/memory.stat": f"anon {8 * GB}\nfile 9\nshmem {2 * GB}\ninactive_file {4 * GB}\n",
+    "job/memory.events": "low 0\nmax 12\noom 3\noom_kill 2\n",
+    "job/step/memory.max": f"{12 * GB}\n",
+    "job/step/memory.current": f"{5 * GB}\n",
+    "job/step/memory.stat": f"anon {3 * GB}\nshmem {GB}\ninactive_file {GB}\n",
+    "job/step/memory.events": "oom_kill 1\n",
+    "loose/memory.max": "max\n",
+    "loose/memory.current": "5000\n",
+    "loose/memory.stat": "anon 2000\nshmem 500\ninactive_file 1000\n",
+}
+
+
+def test_v2_memory_is_bound_by_the_level_that_is_full_first(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(root, V2_MEMORY)
+    memory = member(monkeypatch, "0::/job/step\n").memory()
+    assert memory == CgroupMemory(
+        limit_bytes=12 * GB,
+        working_set_bytes=4 * GB,
+        anon_bytes=4 * GB,
+        oom_kills=1,
+        room_bytes=6 * GB,  # of the 16 GB that the whole job may have, others use 6
+        binding_limit_bytes=16 * GB,
+    )
+
+
+def test_v2_memory_without_a_limit_is_still_counted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(root, V2_MEMORY)
+    memory = member(monkeypatch, "0::/loose\n").memory()
+    assert memory == CgroupMemory(working_set_bytes=4000, anon_bytes=2500)
+
+
+def test_v1_memory_is_that_of_the_memory_controller(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = "rss 1\nshmem 1\ninactive_file 1\n"
+    totals = f"total_rss {GB}\ntotal_shmem {GB}\ntotal_inactive_file {3 * GB}\n"
+    tree(
+        root,
+        {
+            "memory/memory.limit_in_bytes": NO_LIMIT_V1,
+            "memory/mem/memory.limit_in_bytes": f"{4 * GB}\n",
+            "memory/mem/memory.usage_in_bytes": f"{6 * GB}\n",
+            "memory/mem/memory.stat": stat + totals,
+            "memory/mem/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n",
+        },
+    )
+    memory = member(monkeypatch, V1_MEMBER).memory()
+    assert memory == CgroupMemory(
+        limit_bytes=4 * GB,
+        working_set_bytes=3 * GB,
+        anon_bytes=2 * GB,
+        oom_kills=7,
+        room_bytes=2 * GB,
+        binding_limit_bytes=4 * GB,
+    )
+
+
+def test_memory_above_its_limit_leaves_no_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(root, {"job/memory.max": "1000\n", "job/memory.stat": "anon 1500\n"})
+    assert member(monkeypatch, "0::/job\n").memory().room_bytes == 0
+
+
+@pytest.mark.parametrize("text", ["", "nonsense\n", "anon\n", "anon x\n", "anon ²\n", "anon -1\n"])
+def test_memory_that_cannot_be_understood_is_none(
+    root: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    tree(root, {"job/memory.max": text, "job/memory.stat": text, "job/memory.events": text})
+    assert member(monkeypatch, "0::/job\n").memory() == CgroupMemory()
+
+
+def test_a_process_without_cgroups_has_no_memory_of_theirs() -> None:
+    assert cgroups.of(2**30).memory() == CgroupMemory()
+
+
+V1_ROOT = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def limited() -> Iterator[Path]:
+    """A memory cgroup of the kernel's, version 1, with a limit of 64 MB."""
+    if not os.access(V1_ROOT / "cgroup.procs", os.W_OK):
+        pytest.skip("needs root and a memory controller of version 1")
+    directory = V1_ROOT / f"dlmon-test-{os.getpid()}"
+    directory.mkdir()
+    try:
+        (directory / "memory.limit_in_bytes").write_text(f"{64 << 20}")
+        yield directory
+    finally:
+        wait_for(lambda: not (directory / "cgroup.procs").read_text(), "members gone")
+        directory.rmdir()
+
+
+USES = """
+    import sys
+    sys.stdin.readline()
+    kept = bytearray(b"x") * 40_000_000
+    print("kept", flush=True)
+    sys.stdin.readline()
+    kept += bytearray(b"x") * 80_000_000
+"""
+
+
+def test_of_a_real_cgroup_limit_use_and_the_kill_for_want_of_memory_are_seen(
+    limited: Path, run_job: JobStarter
+) -> None:
+    job = run_job(USES)
+    (limited / "cgroup.procs").write_text(str(job.pid))
+    group = cgroups.of(job.pid)
+    assert group.path == f"/{limited.name}"
+    job.tell()
+    job.wait_for_output("kept")
+    memory = group.memory()
+    assert memory.limit_bytes == memory.binding_limit_bytes == 64 << 20
+    assert memory.anon_bytes is not None
+    assert memory.working_set_bytes is not None
+    assert memory.room_bytes is not None
+    assert 35_000_000 < memory.anon_bytes < 60_000_000
+    assert memory.anon_bytes + memory.room_bytes == 64 << 20
+    assert 35_000_000 < memory.working_set_bytes < 64 << 20
+    assert memory.oom_kills == 0
+    job.tell()
+    job.finish(status=-9)
+    assert group.memory().oom_kills == 1

@@ -10,13 +10,9 @@ from pathlib import Path
 import pytest
 
 from dlmon.observe import processes
-from dlmon.observe.processes import CpuTotals, Sample
+from dlmon.observe.processes import Totals
 from dlmon.observe.snapshot import Process
 from tests.jobs import JobStarter, wait_for
-
-
-def sampled(cpu: float, start_ticks: int = 1) -> Sample:
-    return Sample("S", cpu, 4096, start_ticks)
 
 
 def test_this_process_runs_and_has_memory() -> None:
@@ -103,14 +99,14 @@ def test_of_a_process_that_is_gone_everything_is_absent() -> None:
 
 
 def test_cpu_time_is_summed_over_the_processes_a_slot_has_had() -> None:
-    totals = CpuTotals()
+    totals: Totals[float] = Totals()
     assert totals.total("slot") is None
-    assert totals.add("slot", 10, sampled(1.5)) == 1.5
-    assert totals.add("slot", 10, sampled(2.0)) == 2.0
-    assert totals.add("slot", 11, sampled(0.5)) == 2.5
-    assert totals.add("slot", 11, sampled(0.25, start_ticks=2)) == 2.75, "a pid used again"
+    assert totals.add("slot", (10, 1), 1.5) == 1.5
+    assert totals.add("slot", (10, 1), 2.0) == 2.0
+    assert totals.add("slot", (11, 1), 0.5) == 2.5
+    assert totals.add("slot", (11, 2), 0.25) == 2.75, "a pid used again"
     assert totals.total("slot") == 2.75
-    assert totals.add("other", 12, sampled(7.0)) == 7.0
+    assert totals.add("other", (12, 1), 7.0) == 7.0
     totals.keep({"other"})
     assert totals.total("slot") is None
     assert totals.total("other") == 7.0

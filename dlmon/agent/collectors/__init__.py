@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlmon.agent.collectors import agent, finding, gpu, loader, rank, unobserved, worker
+from dlmon.agent.collectors import agent, cgroup, finding, gpu, loader, rank, unobserved, worker
 from dlmon.agent.collectors.families import Families
 from dlmon.agent.state import Status
 
@@ -23,6 +23,8 @@ def collect(status: Status) -> Families:
                     worker.collect(families, admitted_worker)
     families.missing = frozenset()
     if status.latest is not None:
+        for admitted_cgroup in status.latest.admitted.cgroups:
+            cgroup.collect(families, admitted_cgroup)
         finding.collect(families, status.latest.snapshot.findings)
         for admitted_gpu in status.latest.admitted.gpus:
             gpu.collect(families, admitted_gpu)

@@ -25,4 +25,9 @@ def _values(admitted: AdmittedWorker) -> tuple[tuple[catalog.Metric, float | Non
         (catalog.WORKER_FETCH_SECONDS, worker.fetch_seconds),
         (catalog.WORKER_CPU_SECONDS, worker.cpu_seconds),
         (catalog.WORKER_RESIDENT_MEMORY, worker.resident_bytes),
+        (catalog.WORKER_PROPORTIONAL_MEMORY, worker.proportional_bytes),
+        (catalog.WORKER_UNIQUE_MEMORY, worker.unique_bytes),
+        (catalog.WORKER_READ_BYTES, worker.read_bytes),
+        (catalog.WORKER_MAJOR_FAULTS, worker.major_faults),
+        (catalog.WORKER_OPEN_FDS, worker.open_fds),
     )

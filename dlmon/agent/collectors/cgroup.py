@@ -1,0 +1,16 @@
+"""Series of the cgroups that ranks are in."""
+
+from __future__ import annotations
+
+from dlmon import catalog
+from dlmon.agent.admission import AdmittedCgroup
+from dlmon.agent.collectors.families import Families
+
+
+def collect(families: Families, admitted: AdmittedCgroup) -> None:
+    """Add the series of one cgroup."""
+    memory, labels = admitted.memory, admitted.labels
+    families.add(catalog.CGROUP_MEMORY_LIMIT, labels, memory.limit_bytes)
+    families.add(catalog.CGROUP_MEMORY_WORKING_SET, labels, memory.working_set_bytes)
+    families.add(catalog.CGROUP_MEMORY_ANON, labels, memory.anon_bytes)
+    families.add(catalog.CGROUP_OOM_KILLS, labels, memory.oom_kills)

@@ -1,0 +1,308 @@
+"""Whether workers' memory grows, and why: a leak, copies of shared pages, or nothing of the kind.
+
+A forked worker has all anonymous pages of its parent from the start, and what it writes to it gets
+a copy of, one for one. So its anonymous memory (of which RSS is made) does not grow by
+copy-on-write; it grows by what is newly allocated. What shared pages it has copied is counted at
+each scan. The two add up, and are told apart where both happen. Files that it maps are neither.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from dlmon.analysis.sizes import duration, size
+from dlmon.observe.snapshot import Finding, Loader, Rank, Snapshot, Worker
+
+POINTS = 64
+"""Points kept of a worker; when there are more, every other one goes."""
+
+_LEAST_POINTS = 5
+
+LEAK_BYTES = 32_000_000
+LEAK_RATIO = 0.02
+"""A leak has added this much, and this share of all it has: buffers and fragmentation come and go
+by some MB, more in large processes."""
+
+STEADY = 0.5
+"""In its second half a leak still grows at this share of its first half's rate; what fills a cache
+or warms up does not."""
+
+LONG_SECONDS = 1800.0
+"""After so long in the first epoch its second half counts: some jobs have only one."""
+
+COPIED_BYTES = 100_000_000
+COPIED_RATIO = 0.1
+"""Copies are worth a word from here on: one garbage collection writes to every object's header,
+which copies 35 MB in a worker that has imported torch, more with frameworks."""
+
+
+def growth_bytes_per_second(points: Sequence[tuple[float, int]]) -> float | None:
+    """Return the rate at which a size grows: the median of the slopes between any two points.
+
+    Up to 29 % of the points may be anything (Theil 1950, Sen 1968).
+
+    Args:
+        points: Seconds and bytes, in any order. The work grows with the square of their number.
+
+    Returns:
+        Bytes per second, negative where it shrinks; None with less than two different times.
+    """
+    slopes = [(y - v) / (x - u) for (u, v), (x, y) in combinations(points, 2) if x != u]
+    return statistics.median(slopes) if slopes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A worker's memory at one moment.
+
+    Attributes:
+        age: Seconds since its process was started: processes that follow each other in a slot are
+            compared at the same age.
+        grown: Anonymous bytes more than when the process was first seen.
+        epoch: Epochs that began since then.
+    """
+
+    age: float
+    grown: int
+    epoch: int
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What is remembered of a worker slot; all but `points` and `copied_before` is its process's.
+
+    Attributes:
+        points: Of all its processes.
+        processes: How many it has had.
+        copied_before: What the process before had copied in the end.
+        copies: Ages and copied bytes of this one.
+    """
+
+    points: list[Point] = field(default_factory=list)
+    processes: int = 0
+    copied_before: int = 0
+    pid: int = 0
+    started: float = 0.0
+    base: int = 0
+    first_epoch: int = 0
+    spacing: float = 0.0
+    copies: list[tuple[float, int]] = field(default_factory=list)
+    rate: float | None = None
+
+    @property
+    def copied(self) -> int:
+        """Bytes copied by this process so far, or by the one before in its whole life."""
+        return max(self.copied_before, self.copies[-1][1] if self.copies else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One loader's workers that have the same trouble, the worst first."""
+
+    rank: Rank
+    loader: Loader
+    epoch_seconds: float | None
+    workers: Sequence[tuple[Worker, _Slot]]
+
+
+_Key = tuple[str, str, str]
+
+
+class MemoryWatcher:
+    """Remembers workers' memory and finds leaks and copy-on-write erosion."""
+
+    def __init__(self, interval_seconds: float = 10.0) -> None:
+        """Start with nothing.
+
+        Args:
+            interval_seconds: Between two points of a worker: how often its memory is read.
+        """
+        self._interval = interval_seconds
+        self._slots: dict[tuple[_Key, int], _Slot] = {}
+        self._epochs: dict[_Key, tuple[float, float | None]] = {}
+        self._since: dict[tuple[str, _Key], float] = {}
+
+    def look(self, snapshot: Snapshot) -> tuple[Snapshot, Sequence[Finding]]:
+        """Return the snapshot as it is, and the loaders whose workers leak or copy."""
+        found: list[Finding] = []
+        seen: set[_Key] = set()
+        for rank in snapshot.ranks:
+            for loader in rank.loaders if rank.up else ():
+                key = (rank.run, rank.rank, loader.name)
+                seen.add(key)
+                found += self._loader(key, rank, loader, snapshot)
+        self._slots = {key: slot for key, slot in self._slots.items() if key[0] in seen}
+        self._epochs = {key: epoch for key, epoch in self._epochs.items() if key in seen}
+        active = {(one.name, (one.run, one.rank, one.loader)) for one in found}
+        self._since = {key: since for key, since in self._since.items() if key in active}
+        return snapshot, found
+
+    def _loader(
+        self, key: _Key, rank: Rank, loader: Loader, snapshot: Snapshot
+    ) -> Iterator[Finding]:
+        seconds = self._epoch_seconds(key, loader)
+        now = snapshot.time
+        slots = [(worker, self._note(key, loader, worker, now)) for worker in loader.workers]
+        leaking = [(worker, slot) for worker, slot in slots if slot.rate is not None]
+        if leaking:
+            leaking.sort(key=lambda pair: -(pair[1].rate or 0))
+            case = _Case(rank, loader, seconds, leaking)
+            began = min(slot.started for _, slot in leaking)
+            yield self._finding("worker_memory_leak", case, began, *_leak(case, snapshot))
+        copying = [(worker, slot) for worker, slot in slots if _copies_much(worker, slot)]
+        if copying:
+            copying.sort(key=lambda pair: -pair[1].copied)
+            case = _Case(rank, loader, seconds, copying)
+            yield self._finding("copy_on_write_erosion", case, now, *_erosion(case))
+
+    def _finding(
+        self, name: str, case: _Case, since: float, sentence: str, evidence: dict[str, str]
+    ) -> Finding:
+        run, rank, loader = case.rank.run, case.rank.rank, case.loader.name
+        since = self._since.setdefault((name, (run, rank, loader)), since)
+        return Finding(name, run, rank, loader, "", since, sentence, evidence)
+
+    def _epoch_seconds(self, key: _Key, loader: Loader) -> float | None:
+        """Return how long the last epoch took, from its begin to that of the next."""
+        began, seconds = self._epochs.get(key, (None, None))
+        if loader.last_epoch is not None and loader.last_epoch != began:
+            # The clocks that a moment is told by are read one after the other: it jitters.
+            if began is not None and loader.last_epoch - began > 0.01:
+                seconds = loader.last_epoch - began
+            self._epochs[key] = (loader.last_epoch, seconds)
+        return seconds
+
+    def _note(self, key: _Key, loader: Loader, worker: Worker, now: float) -> _Slot:
+        slot = self._slots.setdefault((key, worker.slot), _Slot())
+        if worker.pid is None or worker.started is None or worker.anonymous_bytes is None:
+            return slot
+        if worker.pid != slot.pid or abs(worker.started - slot.started) > 1:
+            slot.copied_before = slot.copies[-1][1] if slot.copies else 0
+            slot.copies = []
+            slot.processes += 1
+            slot.pid, slot.started = worker.pid, worker.started
+            slot.base, slot.first_epoch = worker.anonymous_bytes, loader.epochs
+        age = now - slot.started
+        if worker.scanned is not None and worker.copied_bytes is not None:
+            _note_copied(slot, worker.scanned - slot.started, worker.copied_bytes)
+        last = slot.points[-1].age if slot.points else None
+        if last is None or not 0 <= age - last < max(self._interval, slot.spacing) * 0.9:
+            grown = worker.anonymous_bytes - slot.base
+            slot.points.append(Point(age, grown, loader.epochs - slot.first_epoch))
+            if len(slot.points) > POINTS:
+                slot.points = slot.points[::2]
+                slot.spacing = max(self._interval, slot.spacing) * 2
+            slot.rate = leak(slot.points, slot.processes, worker.anonymous_bytes)
+        return slot
+
+
+def _note_copied(slot: _Slot, age: float, copied: int) -> None:
+    if not slot.copies or abs(age - slot.copies[-1][0]) > 0.05:  # another scan
+        slot.copies.append((age, copied))
+        if len(slot.copies) > POINTS:
+            slot.copies = slot.copies[::2]
+
+
+def leak(points: Sequence[Point], processes: int, now_bytes: int) -> float | None:
+    """Return the bytes per second by which a worker leaks; None if it does not.
+
+    Args:
+        points: In the order in which they were seen.
+        processes: How many processes they are of.
+        now_bytes: Anonymous memory that it has now.
+    """
+    usable = sorted(_after_warm_up(points, processes), key=lambda point: point.age)
+    if len(usable) < _LEAST_POINTS:
+        return None
+    xy = [(point.age, point.grown) for point in usable]
+    first, last = xy[: len(xy) // 3], xy[-(len(xy) // 3) :]
+    rise = statistics.median(y for _, y in last) - statistics.median(y for _, y in first)
+    if rise * 1.5 < max(LEAK_BYTES, LEAK_RATIO * now_bytes):  # their middles are 2/3 of it apart
+        return None
+    rate = growth_bytes_per_second(xy)
+    half = len(xy) // 2
+    earlier, later = growth_bytes_per_second(xy[: half + 1]), growth_bytes_per_second(xy[half:])
+    if rate is None or rate <= 0 or earlier is None or later is None:
+        return None
+    return rate if later >= STEADY * max(earlier, rate) else None
+
+
+def _after_warm_up(points: Sequence[Point], processes: int) -> Sequence[Point]:
+    """Return the points that show what goes on: in a first epoch caches fill and modules load.
+
+    Processes that live for one epoch each do the same each time: then each one's beginning is left
+    out, and it takes more than one of them.
+    """
+    later = [point for point in points if point.epoch > 0]
+    if later:
+        return later
+    oldest = max((point.age for point in points), default=0.0)
+    if oldest >= LONG_SECONDS:
+        return [point for point in points if point.age >= oldest / 2]
+    return [point for point in points if point.age >= oldest / 4] if processes > 2 else []
+
+
+def _copies_much(worker: Worker, slot: _Slot) -> bool:
+    return slot.copied >= max(COPIED_BYTES, COPIED_RATIO * (worker.anonymous_bytes or 0))
+
+
+def _leak(case: _Case, snapshot: Snapshot) -> tuple[str, dict[str, str]]:
+    worst, slot = case.workers[0]
+    rate = slot.rate or 0.0
+    speeds = [f"{size(rate)}/s", f"{size(rate * 3600)} per hour"]
+    if case.epoch_seconds is not None:
+        speeds[1] = f"{size(rate * case.epoch_seconds)} per epoch"
+    parts = [next(_sizes(worst), "memory"), f"growing {' / '.join(speeds)}"]
+    sentence = f"worker {worst.slot} of {case.loader.name}: {', '.join(parts)}"
+    if len(case.workers) > 1:
+        sentence += f"; {len(case.workers)} of its {len(case.loader.workers)} workers grow"
+    total = sum(slot.rate or 0.0 for _, slot in case.workers)
+    memory = snapshot.cgroups.get(case.rank.process.cgroup or "")
+    if memory is not None and memory.room_bytes is not None:
+        sentence += f"; the limit of their cgroup in {duration(memory.room_bytes / total)}"
+    evidence = {"workers": _numbers(case), "growth_bytes_per_second": f"{total:.0f}"}
+    evidence["growth_bytes_per_hour"] = f"{total * 3600:.0f}"
+    if case.epoch_seconds is not None:
+        evidence["growth_bytes_per_epoch"] = f"{total * case.epoch_seconds:.0f}"
+    for worker, its in case.workers:
+        parts = [f"{size(its.rate or 0.0)}/s", *_sizes(worker)]
+        evidence[f"worker {worker.slot}"] = ", ".join(parts)
+    return sentence, evidence
+
+
+def _erosion(case: _Case) -> tuple[str, dict[str, str]]:
+    worst, slot = case.workers[0]
+    total = sum(its.copied for _, its in case.workers)
+    number = len(case.workers)
+    name = case.loader.name
+    sentence = f"worker {worst.slot} of {name} has copied {size(slot.copied)} that it shared"
+    if number > 1:
+        sentence = f"{number} workers of {name} have copied {size(total)} that they shared with the"
+        sentence += f" training process, worker {worst.slot} {size(slot.copied)}"
+    rate = growth_bytes_per_second(slot.copies[-_LEAST_POINTS:])
+    if rate is not None and rate > 0:
+        sentence += f", now {size(rate)}/s"
+        if case.epoch_seconds is not None:
+            sentence += f" / {size(rate * case.epoch_seconds)} per epoch"
+    evidence = {"workers": _numbers(case), "copied_bytes": str(total)}
+    for worker, its in case.workers:
+        parts = [f"{size(its.copied)} copied", *_sizes(worker)]
+        evidence[f"worker {worker.slot}"] = ", ".join(parts)
+    return sentence, evidence
+
+
+def _numbers(case: _Case) -> str:
+    return ", ".join(str(worker.slot) for worker, _ in case.workers)
+
+
+def _sizes(worker: Worker) -> Iterator[str]:
+    for name, number in (
+        ("USS", worker.unique_bytes),
+        ("PSS", worker.proportional_bytes),
+        ("RSS", worker.resident_bytes),
+    ):
+        if number is not None:
+            yield f"{name} {size(number)}"

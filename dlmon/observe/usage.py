@@ -1,0 +1,165 @@
+"""What processes do to storage, memory and descriptors: read in turns, not at every look.
+
+Each of these files costs as much to read as /proc/<pid>/stat, which has what must be fresh.
+
+Runs in: agent and the commands. On failure: what may not be read is None.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Collection, Hashable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dlmon.observe.memory import ProcessId, Scanned, Scanner
+from dlmon.observe.processes import Sample, Totals, numbers
+
+INTERVAL_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process uses.
+
+    Attributes:
+        read_bytes, major_faults: As in `Worker`: over all processes seen under one key.
+        open_fds, max_fds, anonymous_bytes, shm_bytes: As in `Worker`.
+        scanned: The last scan of this process.
+    """
+
+    read_bytes: int | None = None
+    major_faults: int | None = None
+    open_fds: int | None = None
+    max_fds: int | None = None
+    anonymous_bytes: int | None = None
+    shm_bytes: int | None = None
+    scanned: Scanned | None = None
+
+
+@dataclass(slots=True)
+class _Look:
+    process: ProcessId
+    due: float
+    seen: Usage
+
+
+class Usages:
+    """Remembers what each process uses, and looks again when it is time to."""
+
+    def __init__(self, scanner: Scanner | None = None) -> None:
+        """Start with nothing.
+
+        Args:
+            scanner: Scans for PSS and USS; None for neither.
+        """
+        self._scanner = scanner
+        interval = scanner.interval_seconds if scanner else INTERVAL_SECONDS
+        self._interval = min(INTERVAL_SECONDS, interval)
+        self._looks: dict[Hashable, _Look] = {}
+        self._read: Totals[int] = Totals()
+        self._faults: Totals[int] = Totals()
+
+    def add(self, key: Hashable, pid: int, sample: Sample) -> Usage:
+        """Take a sample of the process that `key` has now and return what it uses."""
+        process = (pid, sample.start_ticks)
+        now = time.monotonic()
+        look = self._looks.get(key)
+        if look is None or look.process != process:
+            # Many workers start at once: from the second time on they are looked at in turns.
+            turn = self._interval * (hash((key, pid)) % 1024) / 1024
+            look = self._looks[key] = _Look(process, now + turn, look_at(pid))
+            self._count_reads(key, look)
+        elif now >= look.due:
+            look.due = now + self._interval
+            look.seen = look_at(pid)
+            self._count_reads(key, look)
+        scanned = None
+        if self._scanner is not None:
+            scanned = self._scanner.note(key, process, sample.resident_bytes or 0)
+        return replace(
+            look.seen,
+            read_bytes=self._read.total(key),
+            major_faults=self._faults.add(key, process, sample.major_faults),
+            scanned=scanned,
+        )
+
+    def gone(self, key: Hashable) -> Usage:
+        """Return what stays of a key that has no process now."""
+        return Usage(read_bytes=self._read.total(key), major_faults=self._faults.total(key))
+
+    def spare(self, keys: Collection[Hashable]) -> None:
+        """Scan none of these in the next `finish`."""
+        if self._scanner is not None:
+            self._scanner.spare(keys)
+
+    def finish(self) -> None:
+        """Do what is dear, after all that others wait for."""
+        if self._scanner is not None:
+            self._scanner.run()
+
+    def keep(self, keys: set[Hashable]) -> None:
+        """Forget every key not among `keys`."""
+        self._read.keep(keys)
+        self._faults.keep(keys)
+        for gone in self._looks.keys() - keys:
+            del self._looks[gone]
+        if self._scanner is not None:
+            self._scanner.keep(keys)
+
+    def _count_reads(self, key: Hashable, look: _Look) -> None:
+        if look.seen.read_bytes is not None:
+            self._read.add(key, look.process, look.seen.read_bytes)
+
+
+def look_at(pid: int) -> Usage:
+    """Look at a process once; `read_bytes` is its own."""
+    status = numbers(f"/proc/{pid}/status", "RssAnon", "RssShmem")
+    fds = limit = None
+    with suppress(OSError):
+        fds = _open_fds(pid)
+    with suppress(OSError, ValueError):
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+    return Usage(
+        read_bytes=numbers(f"/proc/{pid}/io", "read_bytes").get("read_bytes"),
+        open_fds=fds,
+        max_fds=limit if limit != resource.RLIM_INFINITY else None,
+        anonymous_bytes=status.get("RssAnon"),
+        shm_bytes=status.get("RssShmem"),
+    )
+
+
+def of_worker(usages: Sequence[Usage], living: Usage | None) -> dict[str, Any]:
+    """Return what the processes of a slot use, by attribute of `Worker`.
+
+    Args:
+        usages: Of the slot in each of its loader's segments: some counts are over all of them.
+        living: Of its living process, None if there is none.
+    """
+    reads = [usage.read_bytes for usage in usages if usage.read_bytes is not None]
+    faults = [usage.major_faults for usage in usages if usage.major_faults is not None]
+    found: dict[str, Any] = {
+        "read_bytes": sum(reads) if reads else None,
+        "major_faults": sum(faults) if faults else None,
+    }
+    if living is not None:
+        for name in ("open_fds", "max_fds", "anonymous_bytes", "shm_bytes"):
+            found[name] = getattr(living, name)
+        if (scanned := living.scanned) is not None:
+            found["proportional_bytes"] = scanned.rollup.proportional
+            found["unique_bytes"] = scanned.rollup.unique
+            found["copied_bytes"] = scanned.copied
+            found["scanned"] = scanned.time
+    return found
+
+
+def _open_fds(pid: int) -> int:
+    """Count a process's descriptors; since Linux 6.2 the size of the directory is their number.
+
+    Raises:
+        OSError: It may not be read, or there is no such process.
+    """
+    return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
