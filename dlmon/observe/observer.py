@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dlmon.observe import loaders, processes
+from dlmon.observe.endings import Endings, rank_key
 from dlmon.observe.loaders import Clock, Part, Seen, text
 from dlmon.observe.retired import Retired
 from dlmon.observe.segments import Segments, Tracked
@@ -63,14 +64,20 @@ class Observer:
         self._highest: dict[tuple[Incarnation, str], Loader] = {}
         self._retired: Retired[Incarnation] = Retired()
         self._clamped = 0
+        self._endings = Endings()
+        self._parts: dict[str, Part] = {}
 
     def observe(self) -> Snapshot:
         """Look at everything once."""
         began = time.monotonic()
         tracked = self._segments.read()
         clock = Clock(time.time(), time.monotonic_ns())
+        read = (*tracked, *self._segments.removed)
+        parts = [self._part(one) for one in read]
+        self._endings.look(zip(read, parts, strict=True), clock)
+        self._parts = {part.reading.path: self._endings.onto(part) for part in parts}
         by_incarnation: dict[Incarnation, list[Tracked]] = defaultdict(list)
-        for one in (*tracked, *self._segments.removed):
+        for one in read:
             if one.gone:
                 self._retire(one, clock)
             else:
@@ -92,11 +99,13 @@ class Observer:
             stale_reads_total=self._segments.stale_reads,
             clamped_total=self._clamped,
             dropped_total=dict(self._segments.dropped_total),
+            ended=tuple(self._endings.ended),
         )
 
     def close(self) -> None:
         """Close every segment."""
         self._segments.close()
+        self._endings.close()
 
     def _rank(self, who: Incarnation, group: Sequence[Tracked], clock: Clock) -> Rank:
         own = [t for t in group if _is_root(t.reading)] or list(group)
@@ -107,7 +116,7 @@ class Observer:
         orphans = 0
         by_loader: dict[str, list[Part]] = defaultdict(list)
         for tracked in group:
-            part = self._part(tracked)
+            part = self._parts[tracked.file.path]
             by_loader[text(tracked.reading.info.get("loader", ""))].append(part)
             if not living:
                 orphans += sum(h is not None for h in tracked.reading.worker_holders)
@@ -126,6 +135,8 @@ class Observer:
             orphan_workers=orphans,
             process=processes.rank_process(attested) if attested else Process(),
             loaders=found,
+            died_of="" if living else self._endings.rank_reason(t.file.path for t in own),
+            key=rank_key(self._parts[chosen.file.path]),
         )
 
     def _loaders(
@@ -148,7 +159,7 @@ class Observer:
         if not tracked.retired:
             tracked.retired = True
             name = text(tracked.reading.info.get("loader", ""))
-            loader, _ = loaders.loader(name, [self._part(tracked)], clock)
+            loader, _ = loaders.loader(name, [self._parts[tracked.file.path]], clock)
             self._retired.add(_incarnation(tracked), loader)
 
     def _not_down(self, who: Incarnation, loader: Loader) -> Loader:

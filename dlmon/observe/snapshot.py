@@ -202,6 +202,8 @@ class Rank:
         orphan_workers: Workers alive while this rank is dead.
         process: Empty once dead.
         loaders: By name.
+        died_of: How it died, of `layout.EXIT_REASONS`; "" while up.
+        key: Unlike that of any other process that is a rank.
     """
 
     run: str
@@ -216,6 +218,40 @@ class Rank:
     orphan_workers: int
     process: Process
     loaders: tuple[Loader, ...]
+    died_of: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A worker process that ended in another way than in order.
+
+    Attributes:
+        key: Unlike that of any other worker process; told again with a better reason, it is the
+            same.
+        rank_key: `Rank.key` of its rank.
+        run, rank, loader: As in the labels.
+        worker: Its slot, None if it is not known which of the loader's it was.
+        pid: In the observer's pid namespace, None if not known.
+        reason: Of `layout.EXIT_REASONS`.
+        exitcode: As `multiprocessing` has it, None if not known.
+        died: Unix time, to within a look; None if that was before the first one.
+        fetching_since, fetch_index, fetch_samples: What it was at, as in `Worker`.
+    """
+
+    key: str
+    rank_key: str
+    run: str
+    rank: str
+    loader: str
+    worker: int | None
+    pid: int | None
+    reason: str
+    exitcode: int | None = None
+    died: float | None = None
+    fetching_since: float | None = None
+    fetch_index: int | None = None
+    fetch_samples: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +307,7 @@ class Snapshot:
         clamped_total: Values held within bounds or kept from going down.
         dropped_total: Segments left out for a limit (`rank`, `user`); every reason present.
         findings: What is wrong now, the gravest first; none before they were looked for.
+        ended: Workers that were noticed this time to have ended abnormally.
     """
 
     time: float
@@ -284,3 +321,4 @@ class Snapshot:
     clamped_total: int = 0
     dropped_total: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    ended: tuple[Ended, ...] = ()
