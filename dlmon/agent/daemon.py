@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -17,7 +17,7 @@ from typing import Protocol
 from dlmon import __version__
 from dlmon.agent.admission import Detail
 from dlmon.agent.config import Config
-from dlmon.agent.routes import Router
+from dlmon.agent.routes import Route, Router
 from dlmon.agent.server import Server, listen
 from dlmon.agent.state import Board
 from dlmon.agent.watch import Watch, Watcher
@@ -57,7 +57,11 @@ class Daemon:
     """One agent."""
 
     def __init__(
-        self, config: Config, observer: Observing, watchers: Iterable[Watcher] = ()
+        self,
+        config: Config,
+        observer: Observing,
+        watchers: Iterable[Watcher] = (),
+        routes: Mapping[str, Route] | None = None,
     ) -> None:
         """Open the socket.
 
@@ -65,6 +69,7 @@ class Daemon:
             config: All settings.
             observer: Closed when the agent ends.
             watchers: Say what is wrong in what it sees.
+            routes: What further paths of its server answer.
 
         Raises:
             UsageError: It cannot listen at the address.
@@ -73,7 +78,7 @@ class Daemon:
         self._observer = observer
         self._watch = Watch(watchers)
         self._board = Board(Detail(config.metrics.per_worker), config.limits.series)
-        router = Router(self._board, config.interval_seconds)
+        router = Router(self._board, config.interval_seconds, routes)
         self._server: Server = listen(config.web.listen_address, router.respond)
         self._stopping = False
         self._complaint = ("", -math.inf)
