@@ -72,6 +72,12 @@ def _without_paths(snapshot: Snapshot) -> Snapshot:
     return dataclasses.replace(snapshot, refused=refused)
 
 
+def encoded(document: object) -> bytes:
+    """Return frozen data as JSON, as `snapshot_json` has it."""
+    plain = _plain(document)
+    return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
 def _plain(value: object) -> object:
     """Turn frozen data into what JSON has."""
     if isinstance(value, enum.Enum):

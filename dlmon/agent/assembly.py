@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dlmon.agent import evidence, past
 from dlmon.agent.config import Config
 from dlmon.agent.daemon import Daemon
+from dlmon.agent.deaths import Deaths
 from dlmon.agent.hangs import Evidence, Hangs
+from dlmon.agent.history import History
+from dlmon.agent.routes import Route
 from dlmon.agent.watch import Watcher
 from dlmon.analysis.hangs import Elsewhere, HangWatcher
 from dlmon.analysis.memory import MemoryWatcher
@@ -56,15 +61,28 @@ def daemon(config: Config) -> Daemon:
             config.memory.pss_interval_seconds, config.memory.pss_cpu_budget_ratio
         ),
     )
+    history = History(config.keep.history_seconds, config.interval_seconds)
+    directory = config.keep.evidence_dir
+    kept = evidence.Evidence(directory) if directory else None
+    deaths = Deaths(history, config.keep.dead_seconds, kept)
     hangs = Hangs()
+    # What adds to the snapshot comes before the history, which comes before who asks it.
+    watchers = (*_judges(config, hangs), history, deaths)
     eyes = _Eyes(observer, gpus, scanner)
-    agent = Daemon(config, eyes, _watchers(config, hangs), hangs, (gpus.say,))
+    agent = Daemon(config, eyes, watchers, hangs, (gpus.say,), _routes(history, deaths))
     gpus.start()
     scanner.start()
     return agent
 
 
-def _watchers(config: Config, hangs: Hangs) -> tuple[Watcher, ...]:
+def _routes(history: History, deaths: Deaths) -> Mapping[str, Route]:
+    return {
+        "/api/v1/history": lambda request: past.history(history, request),
+        "/api/v1/deaths": lambda request: past.deaths(deaths, request),
+    }
+
+
+def _judges(config: Config, hangs: Hangs) -> tuple[Watcher, ...]:
     seconds = min(usage.INTERVAL_SECONDS, config.memory.pss_interval_seconds)
     return (_hang_watcher(config, hangs), MemoryWatcher(seconds), RoomWatcher(seconds))
 

@@ -48,6 +48,11 @@ class Metrics:
     )
 
 
+def _absolute(path: str) -> None:
+    if not os.path.isabs(path):
+        raise ValueError(path)
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """How often PSS and USS of workers are read, which holds a worker up: 14 ms per GB it has."""
@@ -74,9 +79,24 @@ class Keep:
 
     dead_seconds: float = setting(
         3600,
-        "For how many seconds a rank that died without saying goodbye stays visible.",
+        "For how many seconds a rank that died without saying goodbye stays visible, and the last"
+        " words of ranks and workers stay in `/api/v1/deaths`.",
         minimum=0,
         maximum=604800,
+    )
+    history_seconds: float = setting(
+        900,
+        "How many seconds of every rank, loader and worker are remembered for `/api/v1/history` and"
+        " for last words; 0 for none. A worker takes 50 bytes a point, at most 1,800 points.",
+        minimum=0,
+        maximum=86400,
+    )
+    evidence_dir: str | None = setting(
+        None,
+        "A directory in which the last words of ranks and workers are kept too, one file each, the"
+        " newest 200, readable for the agent's user only. Made if it is not there.",
+        parse=_absolute,
+        form="an absolute path",
     )
 
 

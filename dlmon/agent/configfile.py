@@ -106,6 +106,8 @@ class _Reader:
         return key
 
     def _value(self, node: yaml.Node, entry: Setting) -> Value:
+        if entry.rule.optional and node.tag == _NULL:
+            return None
         value = _typed(node, entry.rule)
         if value is None or not entry.rule.permits(value):
             message = f"{_shown(node)} is not allowed; expected {entry.allowed}"

@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -18,7 +18,7 @@ from dlmon import __version__
 from dlmon.agent.admission import Detail
 from dlmon.agent.config import Config
 from dlmon.agent.hangs import Hangs
-from dlmon.agent.routes import Router
+from dlmon.agent.routes import Route, Router
 from dlmon.agent.server import Server, listen
 from dlmon.agent.state import Board
 from dlmon.agent.watch import Watch, Watcher
@@ -64,6 +64,7 @@ class Daemon:
         watchers: Iterable[Watcher] = (),
         hangs: Hangs | None = None,
         sights: Iterable[Callable[[], str]] = (),
+        routes: Mapping[str, Route] | None = None,
     ) -> None:
         """Open the socket.
 
@@ -73,6 +74,7 @@ class Daemon:
             watchers: Say what is wrong in what it sees.
             hangs: What they have kept of hangs.
             sights: Each says at start, in a few words, what else can be seen.
+            routes: What further paths of its server answer.
 
         Raises:
             UsageError: It cannot listen at the address.
@@ -82,7 +84,7 @@ class Daemon:
         self._watch = Watch(watchers)
         self._sights = tuple(sights)
         self._board = Board(Detail(config.metrics.per_worker), config.limits.series)
-        router = Router(self._board, config.interval_seconds, hangs)
+        router = Router(self._board, config.interval_seconds, hangs, routes)
         self._server: Server = listen(config.web.listen_address, router.respond)
         self._stopping = False
         self._complaint = ("", -math.inf)

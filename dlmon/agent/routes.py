@@ -52,11 +52,13 @@ class Request:
         path: Without the query.
         headers: By lower-case name.
         trusted: The client is on this machine's loopback, not behind a proxy.
+        query: What follows the `?`, as it was sent.
     """
 
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     trusted: bool = False
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +76,38 @@ def text(status: HTTPStatus, message: str) -> Response:
     return Response(status, f"{message}\n".encode())
 
 
+Route = Callable[[Request], Response]
+
+
 class Router:
     """Answers requests from what the board has now."""
 
-    def __init__(self, board: Board, interval_seconds: float, hangs: Hangs | None = None) -> None:
+    def __init__(
+        self,
+        board: Board,
+        interval_seconds: float,
+        hangs: Hangs | None = None,
+        more: Mapping[str, Route] | None = None,
+    ) -> None:
         """Read the page's files, so that no request opens one.
 
         Args:
             board: Where the snapshots are.
             interval_seconds: From one snapshot to the next.
             hangs: What is kept of hangs, None for nothing.
+            more: What further paths answer.
         """
         self._board = board
         self._hangs = Hangs() if hangs is None else hangs
         self._interval = interval_seconds
-        self._routes: dict[str, Callable[[Request], Response]] = {
+        self._routes: dict[str, Route] = {
             "/metrics": self._metrics,
             "/-/healthy": self._healthy,
             "/-/ready": self._ready,
             "/api/v1/snapshot": self._snapshot,
             "/api/v1/findings": self._findings,
             "/api/v1/hangs": self._kept_hangs,
+            **(more or {}),
         }
         package = resources.files("dlmon.agent") / "web"
         self._assets = {

@@ -265,16 +265,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> Response:
         try:
-            path = urlsplit(self.path).path
+            parts = urlsplit(self.path)
         except ValueError:  # `http://[`
             return text(HTTPStatus.BAD_REQUEST, "bad request")
         headers = {name.lower(): value for name, value in self.headers.items()}
         proxied = any(name in headers for name in ("forwarded", "x-forwarded-for", "via"))
         trusted = address.is_loopback(self.client_address[0]) and not proxied
         try:
-            return self.server.respond(Request(path, headers, trusted))
+            return self.server.respond(Request(parts.path, headers, trusted, parts.query))
         except Exception:  # the client is told that, the journal why
-            logger.exception("%s failed", path)
+            logger.exception("%s failed", parts.path)
             return text(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; see the agent's log")
 
     def _send(self, response: Response, extra: dict[str, str] | None = None) -> None:

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-Value = float | int | str | tuple[str, ...]
+Value = float | int | str | tuple[str, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Rule:
         choices: If not empty, the only values.
         parse: For a string: raises ValueError unless it is of the form `form`.
         form: What `parse` accepts, in words.
+        optional: It may be null, which is None.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Rule:
     choices: tuple[str, ...] = ()
     parse: Callable[[str], object] | None = None
     form: str = "a string that is not empty"
+    optional: bool = False
 
     def allowed(self) -> str:
         """Say in words what is allowed."""
@@ -37,7 +39,7 @@ class Rule:
         if self.kind == "list":
             return "a list of one or more strings, none of them empty"
         if self.kind == "str":
-            return self.form
+            return self.form + ", or null" * self.optional
         noun = "a whole number" if self.kind == "int" else "a number"
         if self.minimum is None or self.maximum is None:
             return noun
@@ -45,6 +47,8 @@ class Rule:
 
     def permits(self, value: Value) -> bool:
         """Tell whether a value of the right type is allowed."""
+        if value is None:
+            return self.optional
         if isinstance(value, str):
             return value in self.choices if self.choices else self._parses(value)
         if isinstance(value, tuple):
@@ -111,7 +115,13 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-_KINDS: Mapping[object, str] = {int: "int", float: "float", str: "str", tuple[str, ...]: "list"}
+_KINDS: Mapping[object, str] = {
+    int: "int",
+    float: "float",
+    str: "str",
+    str | None: "str",
+    tuple[str, ...]: "list",
+}
 
 
 def settings_of(schema: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
@@ -124,7 +134,8 @@ def settings_of(schema: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
             assert isinstance(kind, type)
             yield from settings_of(kind, own)
             continue
-        rule = Rule(_KINDS[kind], **field.metadata["rule"])
+        optional = type(None) in typing.get_args(kind)
+        rule = Rule(_KINDS[kind], **field.metadata["rule"], optional=optional)
         description, flag = field.metadata["description"], field.metadata["flag"]
         yield Setting(own, rule, typing.cast("Value", field.default), description, flag)
 

@@ -186,20 +186,31 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         name="worker_died",
         severity=Severity.CRITICAL,
-        meaning=("A worker ended in another way than normal."),
+        meaning=("A worker ended in another way than in order; torch raises in the loop."),
         signals=(
-            "A lost lock or an exit code; the reason is of `dlmon_loader_worker_exits_total`."
+            "It said no goodbye and its lock is free; the reason is of "
+            "`dlmon_loader_worker_exits_total`. `oom_kill` is a SIGKILL that the OOM counter of "
+            "its cgroup confirms, `lost` one whose exit code nobody could tell. SIGTERM of a "
+            "shutdown, Ctrl-C and an exception that the loop gets are no deaths. It holds for at "
+            "least 30 s, until its loader has delivered a batch of a later iteration, at most "
+            "`keep.dead_seconds`."
         ),
         advice=(
-            "`dlmon ps --dead` says what it did last. `oom_kill`: less memory per worker, or "
-            "fewer workers. `sigbus`: `/dev/shm` is full."
+            "`dlmon ps --dead` and `/api/v1/deaths` say what it did last, on which samples, and "
+            "the last minutes of its memory. `oom_kill`: less memory per worker, or fewer "
+            "workers. `sigbus`: `/dev/shm` is full. `sigsegv`: `python -X faulthandler`, and the "
+            "samples it was at."
         ),
     ),
     Kind(
         name="rank_died",
         severity=Severity.CRITICAL,
         meaning=("A training process ended without saying goodbye."),
-        signals=("Its lock is free and no goodbye was written."),
+        signals=(
+            "Its lock is free and no goodbye was written: it was killed, or crashed. An uncaught "
+            "exception is an orderly end. It holds for `keep.dead_seconds`, or until another "
+            "process is this rank of this run."
+        ),
         advice=("`dlmon ps --dead` says what it and its workers did last."),
     ),
     Kind(
@@ -263,8 +274,11 @@ KINDS: tuple[Kind, ...] = (
         name="orphan_workers",
         severity=Severity.WARNING,
         meaning=("Workers live on although their training process is dead; they hold memory."),
-        signals=("Locks of workers held, the rank's free."),
-        advice=("Kill them."),
+        signals=(
+            "Locks of workers held, the rank's free, for 10 s: most workers notice within 5 s and "
+            "end. Those of a forkserver do not, nor does one that is stopped or hung."
+        ),
+        advice=("Kill them: the finding's evidence lists each with pid, state and memory."),
     ),
 )
 """Every kind, in the order of the document."""

@@ -12,12 +12,16 @@
   LAST           since the last batch was delivered
 
 A narrow terminal shows fewer columns; a pipe gets all of them. Ranks that ended in order are gone.
+
+With --dead: who died, rank or worker, of what, how long ago, and what it was doing, as an agent of
+this node remembers it, and without one as the segments still tell.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -26,7 +30,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from io import TextIOWrapper
 
-from dlmon.commands import _table
+from dlmon.commands import _dead, _table
 from dlmon.commands._table import UNKNOWN, Cell, Column, Squeeze
 from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Loader, Rank, Refused, Snapshot, Worker, WorkerState
@@ -86,11 +90,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print a JSON array, an object per rank and loader: times in seconds, sizes in "
-        "bytes, ratios 0 to 1, null for what is not known",
+        help="print a JSON array, an object per rank and loader, or per death: times in seconds, "
+        "sizes in bytes, ratios 0 to 1, null for what is not known",
     )
     parser.add_argument(
-        "--dead", action="store_true", help="list only ranks that are dead or superseded"
+        "--dead", action="store_true", help="list ranks and workers that died, with last words"
     )
     parser.add_argument(
         "--dir",
@@ -110,29 +114,47 @@ def main(args: argparse.Namespace) -> int:
     directories = args.dir or _default_directories()
     with closing(Observer(directories)) as observer:
         snapshot = observer.observe()
-    found = list(rows(snapshot, dead=args.dead))
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale may lack the dash and the ellipsis
-    if args.json:
-        print(json.dumps([plain(row) for row in found], indent=2, allow_nan=False))
-    elif found:
-        _print_table(found, snapshot.time)
+    if args.dead:
+        _list_dead(directories, snapshot, as_json=args.json)
     else:
-        _say(_nothing(directories, dead=args.dead))
+        _list(directories, snapshot, as_json=args.json)
     if snapshot.refused:
         _say(_refused(snapshot.refused))
     return 0
 
 
-def rows(snapshot: Snapshot, *, dead: bool = False) -> Iterator[Row]:
-    """Yield what to list, by run, rank and loader.
+def _list(directories: Sequence[str], snapshot: Snapshot, *, as_json: bool) -> None:
+    found = list(rows(snapshot))
+    if as_json:
+        print(json.dumps([plain(row) for row in found], indent=2, allow_nan=False))
+    elif found:
+        _print_table(found, snapshot.time)
+    else:
+        _say(f"no DataLoader is observed in {_looked(directories)}; {HINT}")
+
+
+def _list_dead(directories: Sequence[str], snapshot: Snapshot, *, as_json: bool) -> None:
+    found = _dead.known(directories, snapshot, math.inf)
+    if as_json:
+        print(json.dumps([_dead.plain(death) for death in found], indent=2))
+    elif found:
+        width = _table.terminal_width(sys.stdout)
+        colour = _table.has_colour(sys.stdout, os.environ)
+        print("\n".join(_dead.lines(found, snapshot.time, width, colour=colour)))
+    else:
+        _say(f"nobody died in {_looked(directories)}, as far as is known")
+
+
+def rows(snapshot: Snapshot) -> Iterator[Row]:
+    """Yield what to list, by run, rank and loader: all but the dead superseded ones.
 
     Args:
         snapshot: What there is.
-        dead: Only ranks that are dead or superseded; otherwise all but the dead superseded ones.
     """
-    listed = [(rank, False) for rank in snapshot.ranks if not (dead and rank.up)]
-    listed += [(rank, True) for rank in snapshot.superseded if dead or rank.up]
+    listed = [(rank, False) for rank in snapshot.ranks]
+    listed += [(rank, True) for rank in snapshot.superseded if rank.up]
     for rank, superseded in sorted(listed, key=_order):
         for loader in rank.loaders:
             yield Row(rank, loader, superseded)
@@ -254,14 +276,11 @@ def _print_table(found: Sequence[Row], now: float) -> None:
     print("\n".join(lines))
 
 
-def _nothing(directories: Sequence[str], *, dead: bool) -> str:
-    looked = ", ".join(
+def _looked(directories: Sequence[str]) -> str:
+    return ", ".join(
         directory if os.path.isdir(directory) else f"{directory} (no such directory)"
         for directory in directories
     )
-    if dead:
-        return f"no dead rank in {looked}"
-    return f"no DataLoader is observed in {looked}; {HINT}"
 
 
 def _refused(refused: Sequence[Refused]) -> str:

@@ -73,6 +73,8 @@ def render(settings: Iterable[SettingLike]) -> str:
 
 def _value(value: object) -> str:
     """Return a value as YAML."""
+    if value is None:
+        return "null"
     return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
 
 

@@ -69,11 +69,15 @@ class Part:
         reading: The segment.
         now_ns: Up to when open intervals count: the reading's time, or when its rank last lived.
         workers: One per worker slot.
+        exits: What to add to the shim's `worker_exits`, by reason.
+        last_abnormal_ns: When a worker was last noticed from outside to have died, 0 if never.
     """
 
     reading: Reading
     now_ns: int
     workers: tuple[Seen, ...]
+    exits: Mapping[str, int] = field(default_factory=dict)
+    last_abnormal_ns: int = 0
 
     @property
     def phase(self) -> Phase:
@@ -129,8 +133,8 @@ def loader(name: str, parts: Sequence[Part], clock: Clock) -> tuple[Loader, int]
         timeouts=_total(ranks, "timeouts"),
         errors=_by_name(ranks, "errors", ERRORS),
         worker_starts=_total(ranks, "worker_starts"),
-        worker_exits=_by_name(ranks, "worker_exits", EXIT_REASONS),
-        last_abnormal_exit=clock.moment(max(rank["last_abnormal_exit_ns"] for rank in ranks)),
+        worker_exits=_exits(parts),
+        last_abnormal_exit=clock.moment(max(map(_last_abnormal, parts))),
         workers=_workers(parts, clock),
         missing_hooks=tuple(sorted(set().union(*map(_missing_hooks, parts)))),
         phase_since=_phase_since(shown, clock),
@@ -390,8 +394,20 @@ def _open_fetch(part: Part, slot: int) -> int:
     return max(0, part.reading.now_ns - since)
 
 
-def _total(cells: Sequence[Cells], field: str) -> int:
-    return sum(max(0, c[field]) for c in cells)
+def _exits(parts: Sequence[Part]) -> dict[str, int]:
+    counted = _by_name([part.reading.rank for part in parts], "worker_exits", EXIT_REASONS)
+    return {
+        reason: max(0, count + sum(part.exits.get(reason, 0) for part in parts))
+        for reason, count in counted.items()
+    }
+
+
+def _last_abnormal(part: Part) -> int:
+    return max(part.reading.rank["last_abnormal_exit_ns"], part.last_abnormal_ns)
+
+
+def _total(cells: Sequence[Cells], name: str) -> int:
+    return sum(max(0, c[name]) for c in cells)
 
 
 def _sum_phases(parts: Sequence[Mapping[Phase, float]]) -> dict[Phase, float]:
@@ -406,8 +422,9 @@ def _histogram(cells: Sequence[Cells], counts: str, total: str) -> Histogram:
     return Histogram(tuple(buckets), _total(cells, total) / NANOSECONDS)
 
 
-def _by_name(cells: Sequence[Cells], field: str, names: Sequence[str]) -> dict[str, int]:
-    runs = [c.run(field) for c in cells]
+def _by_name(cells: Sequence[Cells], run: str, names: Sequence[str]) -> dict[str, int]:
+    runs = [c.run(run) for c in cells]
     return {
-        name: sum(max(0, run[i]) for run in runs if i < len(run)) for i, name in enumerate(names)
+        name: sum(max(0, cells[i]) for cells in runs if i < len(cells))
+        for i, name in enumerate(names)
     }

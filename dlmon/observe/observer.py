@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from dataclasses import dataclass, replace
 
 from dlmon.observe import cgroups, loaders, processes
+from dlmon.observe.endings import Endings, rank_key
 from dlmon.observe.loaders import Clock, Part, Seen, text
 from dlmon.observe.memory import Scanner
 from dlmon.observe.retired import Retired
@@ -86,6 +87,8 @@ class Observer:
         self._look_at_gpus = gpus
         self._unobserved = unobserved
         self._gpus: tuple[Gpu, ...] = ()
+        self._endings = Endings()
+        self._parts: dict[str, Part] = {}
 
     def observe(self) -> Snapshot:
         """Look at everything once."""
@@ -93,8 +96,12 @@ class Observer:
         tracked = self._segments.read()
         clock = Clock(time.time(), time.monotonic_ns())
         self._gpus = self._look_at_gpus()
+        read = (*tracked, *self._segments.removed)
+        parts = [self._part(one) for one in read]
+        self._endings.look(zip(read, parts, strict=True), clock)
+        self._parts = {part.reading.path: self._endings.onto(part) for part in parts}
         by_incarnation: dict[Incarnation, list[Tracked]] = defaultdict(list)
-        for one in (*tracked, *self._segments.removed):
+        for one in read:
             if one.gone:
                 self._retire(one, clock)
             else:
@@ -120,11 +127,13 @@ class Observer:
                 {h for t in tracked for h in t.reading.worker_holders if h}
             ),
             cgroups=groups,
+            ended=tuple(self._endings.ended),
         )
 
     def close(self) -> None:
         """Close every segment."""
         self._segments.close()
+        self._endings.close()
 
     def _forget(self, tracked: Iterable[Tracked], ranks: Collection[Incarnation]) -> None:
         """Forget what is known of slots and ranks that are no more."""
@@ -145,7 +154,7 @@ class Observer:
         orphans = 0
         by_loader: dict[str, list[Part]] = defaultdict(list)
         for tracked in group:
-            part = self._part(tracked)
+            part = self._parts[tracked.file.path]
             by_loader[text(tracked.reading.info.get("loader", ""))].append(part)
             if not living:
                 orphans += sum(h is not None for h in tracked.reading.worker_holders)
@@ -166,6 +175,8 @@ class Observer:
             loaders=found,
             visible=bool(attested),
             gpus=self._gpus_of(attested),
+            died_of="" if living else self._endings.rank_reason(t.file.path for t in own),
+            key=rank_key(self._parts[chosen.file.path]),
         )
 
     def _gpus_of(self, pid: int | None) -> tuple[str, ...]:
@@ -203,7 +214,7 @@ class Observer:
         if not tracked.retired:
             tracked.retired = True
             name = text(tracked.reading.info.get("loader", ""))
-            loader, _ = loaders.loader(name, [self._part(tracked)], clock)
+            loader, _ = loaders.loader(name, [self._parts[tracked.file.path]], clock)
             self._retired.add(_incarnation(tracked), loader)
 
     def _not_down(self, who: Incarnation, loader: Loader) -> Loader:

@@ -240,6 +240,8 @@ class Rank:
         visible: It lives and `pid` is its pid here. Else `pid` may be one of another pid namespace
             or of the past, and says nothing about any process here.
         gpus: UUIDs of the GPUs on which the process itself computes, as far as NVML tells.
+        died_of: How it died, of `layout.EXIT_REASONS`; "" while up.
+        key: Unlike that of any other process that is a rank.
     """
 
     run: str
@@ -256,6 +258,8 @@ class Rank:
     loaders: tuple[Loader, ...]
     visible: bool = False
     gpus: tuple[str, ...] = ()
+    died_of: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +336,38 @@ class Unobserved:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """A worker process that ended in another way than in order.
+
+    Attributes:
+        key: Unlike that of any other worker process; told again with a better reason, it is the
+            same.
+        rank_key: `Rank.key` of its rank.
+        run, rank, loader: As in the labels.
+        worker: Its slot, None if it is not known which of the loader's it was.
+        pid: In the observer's pid namespace, None if not known.
+        reason: Of `layout.EXIT_REASONS`.
+        exitcode: As `multiprocessing` has it, None if not known.
+        died: Unix time, to within a look; None if that was before the first one.
+        fetching_since, fetch_index, fetch_samples: What it was at, as in `Worker`.
+    """
+
+    key: str
+    rank_key: str
+    run: str
+    rank: str
+    loader: str
+    worker: int | None
+    pid: int | None
+    reason: str
+    exitcode: int | None = None
+    died: float | None = None
+    fetching_since: float | None = None
+    fetch_index: int | None = None
+    fetch_samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """An active diagnosis: what is wrong with whom, since when, and what shows it.
 
@@ -387,6 +423,7 @@ class Snapshot:
         gpus: All GPUs of the node that can be seen; none when NVML does not answer.
         unobserved: By user and script, those with the most workers first.
         cgroups: The memory of the cgroups that ranks are in, by path.
+        ended: Workers that were noticed this time to have ended abnormally.
     """
 
     time: float
@@ -403,3 +440,4 @@ class Snapshot:
     gpus: tuple[Gpu, ...] = ()
     unobserved: tuple[Unobserved, ...] = ()
     cgroups: Mapping[str, CgroupMemory] = field(default_factory=dict)
+    ended: tuple[Ended, ...] = ()

@@ -5,43 +5,27 @@ Runs in: rank. `Process.exitcode` asks without waiting, as torch itself does all
 
 from __future__ import annotations
 
-import signal
 from time import monotonic_ns
 from typing import Any
 
 from dlmon.segment import layout
+from dlmon.segment.exits import reason
 from dlmon.segment.layout import EXIT_REASONS
 from dlmon.segment.writer import Segment
 from dlmon.shim._cells import EXITS, LAST_ABNORMAL_EXIT
-
-_BY_SIGNAL = {
-    signal.SIGKILL: "sigkill",
-    signal.SIGSEGV: "sigsegv",
-    signal.SIGBUS: "sigbus",
-    signal.SIGABRT: "sigabrt",
-    signal.SIGTERM: "sigterm",
-}
-
-
-def reason(exitcode: int) -> str:
-    """Return which of `layout.EXIT_REASONS` an exit code as of `multiprocessing` is."""
-    if exitcode == 0:
-        return "normal"
-    if exitcode > 0:
-        return "error"
-    return next((r for s, r in _BY_SIGNAL.items() if s == -exitcode), "other_signal")
 
 
 class WorkerExits:
     """Counts each worker's end once."""
 
-    __slots__ = ("_cells", "_left", "_seen", "_segment")
+    __slots__ = ("_cells", "_left", "_seen", "_segment", "_shut_down")
 
     def __init__(self, segment: Segment, cells: memoryview[int]) -> None:
         self._segment = segment
         self._cells = cells  # the rank's slot
         self._seen: set[int] = set()
         self._left: list[tuple[int, Any]] = []
+        self._shut_down = False
 
     def record(self, iterator: Any) -> None:
         """Count the workers of `iterator` that have ended since the last call."""
@@ -50,10 +34,12 @@ class WorkerExits:
                 self._seen.add(worker)
 
     def leave(self, iterator: Any) -> None:
-        """Do so a last time while the iterator is there.
+        """Do so a last time while the iterator is there, after torch has shut its workers down.
 
-        Before 2.13 torch does not wait for a worker that it had to terminate: its process is kept.
+        Whom torch had to terminate has not ended abnormally. Before 2.13 torch does not wait for
+        such a worker: its process is kept.
         """
+        self._shut_down = True
         self.record(iterator)
         workers = enumerate(getattr(iterator, "_workers", ()))
         self._left = [pair for pair in workers if pair[0] not in self._seen]
@@ -71,7 +57,7 @@ class WorkerExits:
         if kind == "error" and self._said_goodbye(worker):
             kind = "normal"  # a worker forked by a thread of a pool has exit code 1 all the same
         self._cells[EXITS + EXIT_REASONS.index(kind)] += 1
-        if kind != "normal":
+        if kind != "normal" and not (kind == "sigterm" and self._shut_down):
             self._cells[LAST_ABNORMAL_EXIT] = monotonic_ns()
         return True
 

@@ -238,6 +238,7 @@ class IteratorRecorder(Ledger):
         if self.segment.cells[_GENERATION] != self._generation:
             return original(iterator)  # it is over, and another iterator has the segment by now
         try:
+            self.exits.record(iterator)  # whoever has ended by now was not ended by torch
             self._tear_down(monotonic_ns())
         except Exception:
             self.swallow()

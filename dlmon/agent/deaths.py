@@ -1,0 +1,227 @@
+"""Keep the last words of ranks and workers, and say who died and who was left behind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dlmon.agent.evidence import Evidence
+from dlmon.agent.history import History
+from dlmon.analysis import deaths
+from dlmon.analysis.deaths import Death, Memory
+from dlmon.observe.snapshot import Ended, Finding, Loader, Rank, Snapshot, Worker
+
+MOST = 200
+"""Deaths that are kept, the newest ones."""
+
+LAST_SECONDS = 300.0
+LAST_POINTS = 60
+"""Of the memory of who died: how far back, and in how many points."""
+
+HOLD_SECONDS = 30.0
+"""So long a death is told at least, for whoever looks now and then, also if the job goes on."""
+
+ORPHANED_SECONDS = 10.0
+"""Workers that look whether their rank lives, every 5 s, have ended by then."""
+
+logger = logging.getLogger(__name__)
+
+_Labels = tuple[str, str, str, str]
+_Place = tuple[str, str, int]
+"""`Rank.key`, loader and slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A worker's death as a finding.
+
+    Attributes:
+        death: What happened.
+        noticed: Unix time.
+        epochs: Iterations that its loader had begun by then.
+    """
+
+    death: Death
+    noticed: float
+    epochs: int
+
+
+class Deaths:
+    """A watcher that finds the dead, and remembers them.
+
+    Args:
+        history: What memory was; it must have looked before.
+        keep_seconds: How long a death is kept.
+        evidence: Where deaths are kept on disk, None for nowhere.
+    """
+
+    def __init__(self, history: History, keep_seconds: float, evidence: Evidence | None) -> None:
+        self._history = history
+        self._keep_seconds = keep_seconds
+        self._evidence = evidence
+        self._kept: dict[str, tuple[float, Death]] = {}
+        self._told: dict[_Labels, _Told] = {}
+        self._workers: dict[_Place, tuple[Rank, Loader, Worker]] = {}
+        self._ranks: dict[str, Rank] = {}
+        self._restored = False
+        self._listed: tuple[Death, ...] = ()
+
+    def look(self, snapshot: Snapshot) -> tuple[Snapshot, Sequence[Finding]]:
+        """Take in who has died since the last look, and return what is wrong."""
+        self._restore(snapshot.time)
+        everyone = (*snapshot.ranks, *snapshot.superseded)
+        for ended in snapshot.ended:
+            self._worker(ended, snapshot)
+        for rank in everyone:
+            if not rank.up:
+                self._rank(rank, snapshot)
+        self._remember(everyone)
+        self._forget(snapshot)
+        return snapshot, (*self._dead_workers(), *self._dead_ranks(snapshot))
+
+    def known(self) -> list[Death]:
+        """Return what is kept, the newest first. Any thread may ask."""
+        return list(self._listed)
+
+    # ── who died ─────────────────────────────────────────────────────────────────────────────────
+
+    def _worker(self, ended: Ended, snapshot: Snapshot) -> None:
+        ranks = (*snapshot.ranks, *snapshot.superseded)
+        rank = next((one for one in ranks if one.key == ended.rank_key), None)
+        loaders = rank.loaders if rank is not None else ()
+        loader = next((one for one in loaders if one.name == ended.loader), None)
+        worker = None
+        if ended.worker is not None:
+            place = (ended.rank_key, ended.loader, ended.worker)
+            rank, loader, worker = self._workers.get(place, (rank, loader, None))
+            if worker is not None and worker.pid != ended.pid:
+                worker = None  # a successor
+        since = worker.started if worker is not None and worker.started else None
+        subject = (ended.run, ended.rank, ended.loader, str(ended.worker))
+        memory = self._memory(subject, since, snapshot.time) if worker is not None else {}
+        death = self._keep(deaths.of_worker(ended, rank, loader, worker, memory), snapshot.time)
+        labels = (ended.run, ended.rank, ended.loader, death.worker)
+        if labels in self._told and self._told[labels].death.key != death.key:
+            logger.warning("again: %s", death.sentence)
+        self._told[labels] = _Told(death, snapshot.time, loader.epochs if loader else 0)
+
+    def _rank(self, rank: Rank, snapshot: Snapshot) -> None:
+        _, before = self._kept.get(rank.key, (0.0, None))
+        if before is None or (before.reason == "lost" and rank.died_of != "lost"):
+            last = self._ranks.get(rank.key)
+            subject = (rank.run, rank.rank, "", "")
+            memory = self._memory(subject, rank.started, snapshot.time) if last else {}
+            death = deaths.of_rank(rank, last, memory)
+            if rank in snapshot.superseded:
+                logger.warning("rank_died: %s", death.sentence)
+            self._keep(death, snapshot.time)
+
+    def _keep(self, death: Death, now: float) -> Death:
+        """Keep a death, unless it is known as well already, and return what is known."""
+        noticed, before = self._kept.get(death.key, (now, None))
+        if before is not None and death.reason in (before.reason, "lost"):
+            return before
+        self._kept[death.key] = (noticed, death)
+        if self._evidence is not None:
+            self._evidence.write(death)
+        return death
+
+    def _memory(
+        self, subject: tuple[str, str, str, str], since: float | None, now: float
+    ) -> Memory:
+        """Return the last points of a subject in which its memory is known."""
+        points = self._history.points(subject, max(since or 0.0, now - LAST_SECONDS)) or {}
+        names = [name for name in points if name == "time" or name.endswith("_bytes")]
+        rows = [i for i, value in enumerate(points.get("resident_bytes", ())) if value is not None]
+        step = max(1, -(-len(rows) // LAST_POINTS))
+        rows = rows[::-1][::step][::-1]  # the last one stays
+        return {name: [points[name][i] for i in rows] for name in names} if rows else {}
+
+    # ── who lived ────────────────────────────────────────────────────────────────────────────────
+
+    def _remember(self, ranks: Sequence[Rank]) -> None:
+        """Remember each as it was seen last while it lived."""
+        for rank in ranks:
+            if rank.up:
+                self._ranks[rank.key] = rank
+            for loader in rank.loaders:
+                for worker in loader.workers:
+                    if worker.up:
+                        place = (rank.key, loader.name, worker.slot)
+                        self._workers[place] = (rank, loader, worker)
+
+    def _forget(self, snapshot: Snapshot) -> None:
+        now = snapshot.time
+        here = {rank.key for rank in (*snapshot.ranks, *snapshot.superseded)}
+        for place in [p for p in self._workers if p[0] not in here]:
+            del self._workers[place]
+        for key in self._ranks.keys() - here:
+            del self._ranks[key]
+        kept = sorted(self._kept.items(), key=lambda item: -item[1][0])
+        fresh = [item for item in kept[:MOST] if now - item[1][0] <= self._keep_seconds]
+        self._kept = dict(fresh)
+        self._listed = tuple(death for _, (_, death) in fresh)
+        loaders = {(r.run, r.rank, one.name): one for r in snapshot.ranks for one in r.loaders}
+        for labels, told in list(self._told.items()):
+            loader = loaders.get(labels[:3])
+            if now - told.noticed > self._keep_seconds or _goes_on(told, loader, now):
+                del self._told[labels]
+
+    def _restore(self, now: float) -> None:
+        """Have back, at the first look, what an earlier agent has kept on disk."""
+        if not self._restored and self._evidence is not None:
+            for death in self._evidence.read():
+                self._kept[death.key] = (min(now, death.died or now), death)
+        self._restored = True
+
+    # ── findings ─────────────────────────────────────────────────────────────────────────────────
+
+    def _dead_workers(self) -> Iterator[Finding]:
+        for (run, rank, loader, worker), told in self._told.items():
+            death = told.death
+            since = death.died or told.noticed
+            evidence = {"reason": death.reason}
+            yield Finding("worker_died", run, rank, loader, worker, since, death.sentence, evidence)
+
+    def _dead_ranks(self, snapshot: Snapshot) -> Iterator[Finding]:
+        for rank in snapshot.ranks:
+            if rank.up:
+                continue
+            died = rank.died or snapshot.time
+            kept = self._kept.get(rank.key)
+            if kept is not None:
+                death, evidence = kept[1], {"reason": kept[1].reason}
+                labels = ("rank_died", rank.run, rank.rank, "", "")
+                yield Finding(*labels, died, death.sentence, evidence)
+            if rank.orphan_workers and snapshot.time - died >= ORPHANED_SECONDS:
+                yield _orphans(rank, died)
+
+
+def _goes_on(told: _Told, loader: Loader | None, now: float) -> bool:
+    """Return whether a loader has delivered batches in an iteration begun after a death."""
+    if loader is None or now - told.noticed < HOLD_SECONDS or loader.last_delivery is None:
+        return False
+    return loader.epochs > told.epochs and loader.last_delivery > told.noticed
+
+
+def _orphans(rank: Rank, since: float) -> Finding:
+    listed = {
+        f"worker {worker.slot} of {loader.name}": _orphan(worker)
+        for loader in rank.loaders
+        for worker in loader.workers
+        if worker.orphan
+    }
+    held = sum(w.resident_bytes or 0 for one in rank.loaders for w in one.workers if w.orphan)
+    count = rank.orphan_workers
+    sentence = (
+        f"{count} worker{'s' if count > 1 else ''} of rank {rank.rank} of run {rank.run}, which is "
+        f"dead, live{'s' if count == 1 else ''} on and hold{'s' if count == 1 else ''} "
+        f"{deaths.size(held)}"
+    )
+    return Finding("orphan_workers", rank.run, rank.rank, "", "", since, sentence, listed)
+
+
+def _orphan(worker: Worker) -> str:
+    memory = "" if worker.resident_bytes is None else f", RSS {deaths.size(worker.resident_bytes)}"
+    return f"pid {worker.pid}, state {worker.process_state or 'not known'}{memory}"

@@ -1,0 +1,335 @@
+"""The last words of a worker or rank: what it was doing when it died, in data and in one sentence.
+
+Pure functions of what was seen: `Death` is what the API, `dlmon ps --dead` and the evidence on disk
+are made of.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dlmon.analysis.robust import slope
+from dlmon.observe.snapshot import Ended, Loader, Rank, Worker, WorkerState
+from dlmon.segment.layout import Phase
+
+GROWS_PER_MINUTE = 0.05
+GROWS_BYTES_PER_SECOND = 100_000
+"""Memory is said to be growing from this share of it a minute on, and this many bytes a second."""
+
+GROWTH_SECONDS = 10.0
+GROWTH_POINTS = 3
+"""What growth is told from at least."""
+
+_ENDED = {
+    "oom_kill": "was OOM-killed",
+    "sigkill": "was killed (SIGKILL)",
+    "sigsegv": "crashed (SIGSEGV)",
+    "sigbus": "crashed (SIGBUS)",
+    "sigabrt": "aborted (SIGABRT)",
+    "sigterm": "was terminated (SIGTERM)",
+    "other_signal": "was ended by a signal",
+    "error": "exited with an error",
+    "normal": "exited with status 0",
+    "lost": "died of an unknown cause",
+}
+
+_DOING = {
+    WorkerState.IDLE: "while idle",
+    WorkerState.FETCHING: "while fetching",
+    WorkerState.HANDING_OVER: "while handing over a batch",
+    WorkerState.STOPPED: "while stopped",
+    WorkerState.HUNG: "while hung",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A rank or worker that died.
+
+    Attributes:
+        key: Unlike any other's.
+        kind: `rank` or `worker`.
+        run, rank, loader, worker: As in the labels; "" for what does not apply or is not known.
+        pid: As the observer saw it, None if not known.
+        reason: Of `layout.EXIT_REASONS`.
+        exitcode: As `multiprocessing` has it, None if not known.
+        died: Unix time, None if that was before anybody looked.
+        sentence: What happened, for people.
+        doing: What it was doing: `fetching` or another state of a worker, a phase of a rank, "" if
+            that is not known.
+        doing_seconds: For how long by then, None if not known.
+        fetch_index: The first sample index of the open fetch, None if it has no integer one.
+        fetch_samples: Samples to be fetched, 0 if not known.
+        resident_bytes, proportional_bytes, unique_bytes: RSS, PSS and USS when it was last seen.
+        growth_bytes_per_second: Of PSS where it is known, else of RSS, over its last minutes.
+        memory: Its last minutes: columns of equal length, `time` first.
+        others: What the loop (`worker` is "") and the other workers of its loader were doing then,
+            or of a rank all of them: loader, worker, state, seconds and, where one fetched,
+            fetch_index and fetch_samples; resident_bytes.
+        private: `script`, `cgroup`: for trusted clients only.
+    """
+
+    key: str
+    kind: str
+    run: str
+    rank: str
+    loader: str
+    worker: str
+    pid: int | None
+    reason: str
+    exitcode: int | None
+    died: float | None
+    sentence: str
+    doing: str = ""
+    doing_seconds: float | None = None
+    fetch_index: int | None = None
+    fetch_samples: int = 0
+    resident_bytes: int | None = None
+    proportional_bytes: int | None = None
+    unique_bytes: int | None = None
+    growth_bytes_per_second: float | None = None
+    memory: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    others: Sequence[Mapping[str, object]] = ()
+    private: Mapping[str, str] = field(default_factory=dict)
+
+
+Memory = Mapping[str, Sequence[float | None]]
+
+
+def of_worker(
+    ended: Ended, rank: Rank | None, loader: Loader | None, last: Worker | None, memory: Memory
+) -> Death:
+    """Return the last words of a worker.
+
+    Args:
+        ended: How it ended.
+        rank: As it was seen last while the worker lived, None if it was not.
+        loader: Likewise.
+        last: The worker, likewise.
+        memory: The points of its last minutes, none if they are not known.
+    """
+    doing, seconds = _doing_of(ended, last)
+    samples = ended.fetch_samples or _batch_size(loader)
+    growth = _growth(memory)
+    what = f"worker {ended.worker}" if ended.worker is not None else "a worker"
+    parts = [f"{what} of {ended.loader} {ended_how(ended.reason, ended.exitcode)}"]
+    if doing == "fetching":
+        parts[0] += " while fetching" + _samples(samples, ended.fetch_index)
+    elif doing:
+        parts[0] += " " + _DOING[WorkerState[doing.upper()]]
+    if doing and seconds is not None:
+        parts[0] += f"{',' if doing == 'fetching' else ''} for {duration(seconds)}"
+    words = _memory_words(last, growth)
+    others = () if loader is None else _others(loader, None, ended.worker, ended.died)
+    return Death(
+        key=ended.key,
+        kind="worker",
+        run=ended.run,
+        rank=ended.rank,
+        loader=ended.loader,
+        worker="" if ended.worker is None else str(ended.worker),
+        pid=ended.pid,
+        reason=ended.reason,
+        exitcode=ended.exitcode,
+        died=ended.died,
+        sentence="; ".join(parts + words),
+        doing=doing,
+        doing_seconds=seconds,
+        fetch_index=ended.fetch_index,
+        fetch_samples=samples if doing == "fetching" else 0,
+        resident_bytes=None if last is None else last.resident_bytes,
+        proportional_bytes=None if last is None else last.proportional_bytes,
+        unique_bytes=None if last is None else last.unique_bytes,
+        growth_bytes_per_second=growth,
+        memory=memory,
+        others=others,
+        private=_private(rank),
+    )
+
+
+def of_rank(dead: Rank, last: Rank | None, memory: Memory) -> Death:
+    """Return the last words of a rank.
+
+    Args:
+        dead: As it is seen now.
+        last: As it was seen last while it lived, None if it was not.
+        memory: As for `of_worker`.
+    """
+    resident = None if last is None else last.process.resident_bytes
+    died = dead.died if last is not None else None
+    busy = [one for one in dead.loaders if one.phase is not Phase.IDLE]
+    shown = max(busy, key=lambda one: one.phase_since or 0.0, default=None)
+    before = {} if last is None else {one.name: one for one in last.loaders}
+    seconds = None
+    sentence = f"rank {dead.rank} of run {dead.run} {ended_how(dead.died_of, None)}"
+    if shown is not None:
+        sentence += f" in {shown.phase.name.lower()} of {shown.name}"
+        if died is not None and shown.phase_since is not None:
+            seconds = max(0.0, died - shown.phase_since)
+            sentence += f" for {duration(seconds)}"
+        sentence += f", after {shown.batches:,} batches"
+    words = [sentence]
+    growth = _growth(memory)
+    if resident is not None:
+        words.append(f"RSS {size(resident)}" + _growing(growth, resident))
+    if dead.orphan_workers:
+        words.append(f"{dead.orphan_workers} of its workers live on")
+    return Death(
+        key=dead.key,
+        kind="rank",
+        run=dead.run,
+        rank=dead.rank,
+        loader="" if shown is None else shown.name,
+        worker="",
+        pid=dead.pid or None,
+        reason=dead.died_of,
+        exitcode=None,
+        died=died,
+        sentence="; ".join(words),
+        doing="" if shown is None else shown.phase.name.lower(),
+        doing_seconds=seconds,
+        resident_bytes=resident,
+        growth_bytes_per_second=growth,
+        memory=memory,
+        others=tuple(
+            row for one in dead.loaders for row in _others(one, before.get(one.name), None, died)
+        ),
+        private=_private(last or dead),
+    )
+
+
+def ended_how(reason: str, exitcode: int | None) -> str:
+    """Return how a process ended as the verb of a sentence, with status or signal if known."""
+    if reason == "error" and exitcode is not None and exitcode > 0:
+        return f"exited with status {exitcode}"
+    if reason == "other_signal" and exitcode is not None and exitcode < 0:
+        try:
+            return f"was ended by {signal.Signals(-exitcode).name}"
+        except ValueError:  # a real-time signal
+            return f"was ended by signal {-exitcode}"
+    return _ENDED.get(reason, "died")
+
+
+def size(number: float) -> str:
+    """Return bytes in the unit that suits them: 412 MB, 11.2 GB."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= unit:
+            value = number / unit
+            return f"{value:.1f} {name}" if value < 99.95 and unit >= 1e9 else f"{value:.0f} {name}"
+    return f"{number:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: 19 ms, 4.2 s, 42 s, 12 min, 2.5 h."""
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _doing_of(ended: Ended, last: Worker | None) -> tuple[str, float | None]:
+    if ended.fetching_since is not None:
+        since = None if ended.died is None else max(0.0, ended.died - ended.fetching_since)
+        return "fetching", since
+    if last is None or last.state is None or last.state not in _DOING:
+        return "", None
+    if last.state is WorkerState.FETCHING:
+        return "", None  # that fetch has ended since
+    return last.state.name.lower(), None
+
+
+def _samples(samples: int, index: int | None) -> str:
+    count = "" if not samples else " 1 sample" if samples == 1 else f" {samples:,} samples"
+    if index is None:
+        return count or " a batch"
+    where = f"index {index}" if samples == 1 else f"index {index} on"
+    return f"{count or ' samples'} from {where}"
+
+
+def _batch_size(loader: Loader | None) -> int:
+    given = "" if loader is None else loader.config.get("batch_size", "")
+    return int(given) if given.isdecimal() and len(given) < 10 else 0
+
+
+def _memory_words(last: Worker | None, growth: float | None) -> list[str]:
+    if last is None:
+        return []
+    for name, value in (("PSS", last.proportional_bytes), ("RSS", last.resident_bytes)):
+        if value is not None:
+            return [f"{name} {size(value)}{_growing(growth, value)}"]
+    return []
+
+
+def _growing(growth: float | None, now: float) -> str:
+    if growth is None or growth < max(GROWS_BYTES_PER_SECOND, now * GROWS_PER_MINUTE / 60):
+        return ""
+    return f" and growing {size(growth)}/s"
+
+
+def _growth(memory: Memory) -> float | None:
+    """Return the growth of PSS where it was scanned often enough, else of RSS; None if too few."""
+    pss = _column(memory, "proportional_bytes")
+    # The same number again is no new scan.
+    scans = sorted({value: (time, value) for time, value in reversed(pss)}.values())
+    points = scans if len(scans) >= GROWTH_POINTS else _column(memory, "resident_bytes")
+    if len(points) < GROWTH_POINTS or points[-1][0] - points[0][0] < GROWTH_SECONDS:
+        return None
+    return slope(points)
+
+
+def _column(memory: Memory, name: str) -> list[tuple[float, float]]:
+    pairs = zip(memory.get("time", ()), memory.get(name, ()), strict=False)
+    return [(time, value) for time, value in pairs if time is not None and value is not None]
+
+
+def _others(
+    loader: Loader, last: Loader | None, dead: int | None, died: float | None
+) -> tuple[Mapping[str, object], ...]:
+    """Return what a loader's loop and its workers but one were doing.
+
+    Args:
+        loader: As it is seen now.
+        last: As it was seen last, for what is not known of the dead.
+        dead: The slot left out.
+        died: When.
+    """
+    since = loader.phase_since
+    loop: dict[str, object] = {
+        "loader": loader.name,
+        "worker": "",
+        "state": loader.phase.name.lower(),
+        "seconds": None if since is None or died is None else max(0.0, died - since),
+    }
+    before = {} if last is None else {worker.slot: worker for worker in last.workers}
+    rows = [_other(loader, w, before.get(w.slot), died) for w in loader.workers if w.slot != dead]
+    return (loop, *rows)
+
+
+def _other(
+    loader: Loader, worker: Worker, last: Worker | None, died: float | None
+) -> Mapping[str, object]:
+    since = worker.fetching_since
+    fetching = since is not None
+    resident = worker.resident_bytes
+    if resident is None and last is not None:
+        resident = last.resident_bytes
+    return {
+        "loader": loader.name,
+        "worker": str(worker.slot),
+        "state": "" if worker.state is None else worker.state.name.lower(),
+        "seconds": None if since is None or died is None else max(0.0, died - since),
+        "fetch_index": worker.fetch_index if fetching else None,
+        "fetch_samples": (worker.fetch_samples or _batch_size(loader)) if fetching else 0,
+        "resident_bytes": resident,
+    }
+
+
+def _private(rank: Rank | None) -> Mapping[str, str]:
+    if rank is None:
+        return {}
+    return {"script": rank.info.get("script", ""), "cgroup": rank.process.cgroup or ""}
