@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from dlmon import cli
-from dlmon.commands import ps
+from dlmon.analysis.deaths import Death
+from dlmon.commands import _dead, ps
 from dlmon.commands._table import UNKNOWN
 from dlmon.observe.snapshot import Rank, Snapshot
 from tests.commands.launching import LOADER, launch
@@ -180,7 +181,7 @@ def test_json_is_an_array_of_objects_in_base_units(running: Started, listed: Lis
 
 def test_of_the_living_none_is_listed_as_dead(running: Started, listed: Listing) -> None:
     assert listed("--dead", "--dir", str(running.directory)) == ""
-    assert listed.err == f"dlmon ps: no dead rank in {running.directory}\n"
+    assert listed.err == f"dlmon ps: nobody died in {running.directory}, as far as is known\n"
     assert listed("--dead", "--json", "--dir", str(running.directory)) == "[]\n"
 
 
@@ -191,18 +192,16 @@ def test_the_directory_of_the_environment_is_searched_too(
     assert RUN in listed()
 
 
-def test_a_rank_that_another_took_over_is_listed_with_the_dead(running: Started) -> None:
+def test_a_dead_rank_that_another_took_over_is_not_listed_with_the_living(
+    running: Started,
+) -> None:
     rank = only_rank(observe(running.directory))
     dead = dataclasses.replace(rank, up=False, started=rank.started - 1)
     older = dataclasses.replace(rank, started=rank.started - 2)
     snapshot = Snapshot(time=rank.started, ranks=(rank,), superseded=(dead, older))
-
-    def shown(*, dead: bool) -> list[tuple[str, bool, str]]:
-        rows = [row for row in ps.rows(snapshot, dead=dead) if row.loader.name == "train"]
-        return [(row.rank.rank, row.superseded, ps.cells(row, 0)[4].text) for row in rows]
-
-    assert shown(dead=False) == [("2", True, "superseded"), ("2", False, "step")]
-    assert shown(dead=True) == [("2", True, "superseded"), ("2", True, "dead")]
+    rows = [row for row in ps.rows(snapshot) if row.loader.name == "train"]
+    shown = [(row.rank.rank, row.superseded, ps.cells(row, 0)[4].text) for row in rows]
+    assert shown == [("2", True, "superseded"), ("2", False, "step")]
 
 
 def test_ranks_are_in_order_of_their_number(running: Started) -> None:
@@ -254,17 +253,23 @@ def test_a_stopped_worker_and_a_dead_rank_with_its_orphans_are_marked(
     wait_for(lambda: "  2/2 2 stopped  " in listed(*where), "stopped workers", job=job)
     job.kill(signal.SIGKILL)
     job.finish(status=-signal.SIGKILL)
-    for words in ((), ("--dead",)):
-        _, train_line, val_line = listed(*words, *where).splitlines()
-        assert "  dead  " in train_line
-        assert "  2 orphans  " in train_line
-        assert "  dead  " in val_line
-        assert "orphan" not in val_line
+    _, train_line, val_line = listed(*where).splitlines()
+    assert "  dead  " in train_line
+    assert "  2 orphans  " in train_line
+    assert "  dead  " in val_line
+    assert "orphan" not in val_line
     assert listed.err == ""
-    documents = json.loads(listed("--dead", "--json", *where))
-    assert [(d["loader"], d["up"], d["orphan_workers"]) for d in documents] == [
-        ("train", False, 2),
-        ("val", False, 0),
+    heading, line, words = listed("--dead", *where).splitlines()
+    assert heading.split() == [column.title for column in _dead.COLUMNS]
+    assert line.split()[1:] == ["0", str(job.pid), UNKNOWN, UNKNOWN, "lost", UNKNOWN]
+    assert words.startswith("    rank 0 of run ")
+    assert words.endswith("; 2 of its workers live on")
+    (document,) = json.loads(listed("--dead", "--json", *where))
+    assert set(document) == {field.name for field in dataclasses.fields(Death)}
+    assert (document["kind"], document["sentence"]) == ("rank", words.strip())
+    assert [(o["worker"], o["state"]) for o in document["others"] if o["worker"]] == [
+        ("0", "stopped"),
+        ("1", "stopped"),
     ]
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

@@ -1,0 +1,311 @@
+"""Workers and ranks of real jobs die in every way there is; what the agent says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlmon import cli
+from tests.agents import Agent, running
+from tests.jobs import Job, JobStarter, wait_for
+
+JOB = """
+    import ctypes, os, signal, sys, time
+
+    import dlmon
+
+    dlmon.instrument(run="r", rank=0)
+
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    HOW, METHOD, GROUP = os.environ["HOW"], os.environ["METHOD"], os.environ["GROUP"]
+    FATAL = 83
+    kept = []
+
+
+    def eat():
+        while True:
+            kept.append(bytearray(os.urandom(1 << 20)))
+            time.sleep(0.01)
+
+
+    DEATHS = {
+        "sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "_exit": lambda: os._exit(3),
+        "segfault": lambda: ctypes.string_at(0),
+        "oom": eat,
+        "sys.exit": lambda: sys.exit(4),
+        "exception": lambda: [][0],
+        "block": signal.pause,
+    }
+
+
+    class Numbers(Dataset):
+        def __len__(self):
+            return 100_000
+
+        def __getitem__(self, index):
+            time.sleep(0.001)
+            while index >= FATAL - 43 and not os.path.exists("go"):
+                time.sleep(0.01)
+            if index == FATAL or (HOW == "block" and index > FATAL):
+                DEATHS[HOW]()
+            return torch.tensor(index)
+
+
+    def enter(_):
+        if GROUP:
+            with open(GROUP + "/cgroup.procs", "w") as procs:
+                procs.write("0")
+
+
+    def main():
+        train = dlmon.name(
+            DataLoader(
+                Numbers(), batch_size=8, num_workers=2, multiprocessing_context=METHOD,
+                worker_init_fn=enter,
+            ),
+            "train",
+        )
+        try:
+            for _ in train:
+                pass
+        except (RuntimeError, IndexError):
+            print("TOLD", flush=True)
+            if os.environ.get("AGAIN"):
+                for _ in zip(train, range(20)):
+                    pass
+                print("AGAIN", flush=True)
+            if os.environ.get("RAISE"):
+                raise
+        print("WAITS", flush=True)
+        input()
+
+
+    if __name__ == "__main__":
+        main()
+"""
+
+SOON_SECONDS = 30.0
+"""For what takes two seconds when nobody else uses the machine."""
+
+LIMIT_BYTES = 400 << 20
+
+
+def start(run_job: JobStarter, how: str, method: str = "fork", **env: str) -> Job:
+    return run_job(JOB, env={"HOW": how, "METHOD": method, "GROUP": "", **env})
+
+
+def answer(agent: Agent, path: str) -> dict[str, Any]:
+    status, body = agent.get(path)
+    assert status == 200, body
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def deaths(agent: Agent) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = answer(agent, "/api/v1/deaths")["deaths"]
+    return found
+
+
+def findings(agent: Agent) -> dict[str, dict[str, Any]]:
+    wait_for(agent.ready, "ready")
+    return {one["name"]: one for one in answer(agent, "/api/v1/snapshot")["findings"]}
+
+
+def train(agent: Agent) -> dict[str, Any]:
+    wait_for(agent.ready, "ready")
+    ranks = answer(agent, "/api/v1/snapshot")["ranks"]
+    return next((one for rank in ranks for one in rank["loaders"]), {})
+
+
+def abnormal(loader: dict[str, Any]) -> dict[str, int]:
+    exits: dict[str, int] = loader.get("worker_exits", {})
+    return {reason: count for reason, count in exits.items() if count and reason != "normal"}
+
+
+def both_workers_up(agent: Agent) -> bool:
+    return [worker["up"] for worker in train(agent).get("workers", ())] == [True, True]
+
+
+def let_go(job: Job, agent: Agent, tmp_path: Path) -> None:
+    """Have the job come to where it dies, once the agent has seen its workers."""
+    job.wait_for(lambda: both_workers_up(agent), "both workers")
+    (tmp_path / "go").touch()
+
+
+@contextlib.contextmanager
+def memory_group(name: str) -> Iterator[str]:
+    """A memory cgroup (v1) of the test's own, with a small limit and no swap."""
+    group = Path(f"/sys/fs/cgroup/memory/{name}-{os.getpid()}")
+    if os.geteuid() != 0 or not Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists():
+        pytest.skip("needs root and the memory controller of cgroup v1")
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES))
+        (group / "memory.swappiness").write_text("0")
+        yield str(group)
+    finally:
+        wait_for(lambda: not (group / "cgroup.procs").read_text(), "an empty cgroup")
+        wait_for(lambda: _removed(group), "removal of the cgroup")
+
+
+def _removed(group: Path) -> bool:
+    with contextlib.suppress(OSError):
+        group.rmdir()
+    return not group.exists()
+
+
+REASONS = {"sigkill": "sigkill", "_exit": "error", "segfault": "sigsegv", "oom": "oom_kill"}
+QUICK = {("sigkill", "forkserver"), ("segfault", "fork"), ("oom", "fork")}
+
+
+@pytest.mark.parametrize(
+    ("how", "method"),
+    [
+        pytest.param(how, method, marks=[pytest.mark.slow] * ((how, method) not in QUICK))
+        for how in REASONS
+        for method in ("fork", "spawn", "forkserver")
+    ],
+)
+def test_the_reason_of_a_workers_death_is_told_and_counted_once(
+    run_job: JobStarter, segment_dir: Path, tmp_path: Path, how: str, method: str
+) -> None:
+    reason = REASONS[how]
+    with contextlib.ExitStack() as stack:
+        group = stack.enter_context(memory_group("dlmon-test")) if how == "oom" else ""
+        agent = stack.enter_context(running("--dir", str(segment_dir)))
+        job = start(run_job, how, method, GROUP=group)
+        stack.callback(job.process.wait)
+        stack.callback(job.kill)
+        let_go(job, agent, tmp_path)
+        (death,) = wait_for(lambda: deaths(agent), "death", deadline=SOON_SECONDS)
+        assert (death["kind"], death["loader"], death["reason"]) == ("worker", "train", reason)
+        assert death["worker"] in ("0", "1")
+        assert death["doing"] == "fetching"
+        assert (death["fetch_index"], death["fetch_samples"]) == (80, 8)
+        assert "fetching 8 samples from index 80 on, for " in death["sentence"]
+        assert death["private"]["script"].endswith(".py")
+        assert findings(agent)["worker_died"]["sentence"] == death["sentence"]
+        assert abnormal(train(agent)) == {reason: 1}
+        job.wait_for_output("TOLD")  # by now the shim has counted it too
+        job.wait_for_output("WAITS")
+        settled = time.time()
+        wait_for(lambda: answer(agent, "/api/v1/snapshot")["time"] > settled, "a further look")
+        assert abnormal(train(agent)) == {reason: 1}
+        assert [one["reason"] for one in deaths(agent)] == [reason]
+
+
+def test_a_job_that_ends_of_a_workers_death_within_seconds_still_shows(
+    run_job: JobStarter, segment_dir: Path, tmp_path: Path
+) -> None:
+    with running("--dir", str(segment_dir)) as agent:
+        job = start(run_job, "sigkill", RAISE="1")
+        let_go(job, agent, tmp_path)
+        job.finish(status=1)
+        (death,) = wait_for(lambda: deaths(agent), "death", deadline=SOON_SECONDS)
+        assert (death["kind"], death["reason"]) == ("worker", "sigkill")
+        assert findings(agent)["worker_died"]["since"] == pytest.approx(death["died"])
+        assert answer(agent, "/api/v1/snapshot")["ranks"] == []
+
+
+@pytest.mark.parametrize("end", ["exception", "interrupt"])
+def test_an_exception_of_the_dataset_and_an_interrupt_are_no_deaths(
+    run_job: JobStarter, segment_dir: Path, tmp_path: Path, end: str
+) -> None:
+    with running("--dir", str(segment_dir)) as agent:
+        job = start(run_job, "exception" if end == "exception" else "block", RAISE="1")
+        let_go(job, agent, tmp_path)
+        if end == "interrupt":
+            fetching = ["fetching", "fetching"]
+            wait_for(lambda: [w["state"] for w in train(agent)["workers"]] == fetching, "blocked")
+            os.killpg(job.pid, signal.SIGINT)
+        job.finish(status=None)
+        wait_for(lambda: answer(agent, "/api/v1/snapshot")["ranks"] == [], "the end of the job")
+        assert deaths(agent) == []
+        assert findings(agent) == {}
+
+
+def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
+    run_job: JobStarter,
+    segment_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evidence = tmp_path / "evidence"
+    config = tmp_path / "agent.yml"
+    config.write_text(f"web: {{listen_address: 127.0.0.1:0}}\nkeep: {{evidence_dir: {evidence}}}\n")
+    arguments = ("--config", str(config), "--dir", str(segment_dir))
+    with running(*arguments) as agent:
+        job = start(run_job, "block")
+        let_go(job, agent, tmp_path)
+        fetching = ["fetching", "fetching"]
+        wait_for(lambda: [w["state"] for w in train(agent)["workers"]] == fetching, "blocked")
+        workers = [worker["pid"] for worker in train(agent)["workers"]]
+        job.kill()
+        job.process.wait()
+        wait_for(lambda: deaths(agent), "death of the rank", deadline=SOON_SECONDS)
+        # Only by what somebody who waited for it left: `lost` is said before.
+        wait_for(lambda: deaths(agent)[0]["reason"] == "sigkill", "its reason")
+        (rank,) = deaths(agent)
+        assert (rank["kind"], rank["rank"], rank["pid"]) == ("rank", "0", job.pid)
+        assert rank["sentence"].startswith("rank 0 of run r was killed (SIGKILL) in wait of train")
+        assert "2 of its workers live on" in rank["sentence"]
+        assert [(o["state"], o["fetch_samples"]) for o in rank["others"][1:]] == [
+            ("fetching", 8)
+        ] * 2
+        assert findings(agent)["rank_died"]["sentence"] == rank["sentence"]
+        wait_for(lambda: "orphan_workers" in findings(agent), "orphans")
+        orphans = findings(agent)["orphan_workers"]
+        assert set(orphans["evidence"]) == {"worker 0 of train", "worker 1 of train"}
+        for pid in workers:
+            assert any(f"pid {pid}, state S, RSS " in one for one in orphans["evidence"].values())
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: len(deaths(agent)) == 3, "deaths of the workers")
+        known = deaths(agent)
+        assert {one["reason"] for one in known} == {"sigkill"}
+        for one in known[:2]:
+            assert "while fetching 8 samples from index " in one["sentence"]
+            assert one["memory"]["resident_bytes"][-1] == one["resident_bytes"] > 1_000_000
+        assert abnormal(train(agent)) == {"sigkill": 2}
+        assert "orphan_workers" not in findings(agent)
+        history = answer(agent, "/api/v1/history?run=r&rank=0&loader=train&worker=0")["points"]
+        assert len({len(column) for column in history.values()}) == 1
+        agent.close()
+        assert listed_dead(segment_dir, capsys) == {("rank", "lost"), ("worker", "lost")}
+    assert [oct(path.stat().st_mode & 0o777) for path in evidence.iterdir()] == ["0o600"] * 3
+    with running(*arguments) as agent:
+        wait_for(agent.ready, "ready")
+        assert {one["key"]: one for one in deaths(agent)} == {one["key"]: one for one in known}
+        assert findings(agent)["rank_died"]["sentence"] == rank["sentence"]
+        assert listed_dead(segment_dir, capsys) == {("rank", "sigkill"), ("worker", "sigkill")}
+        assert cli.main(["ps", "--dead", "--dir", str(segment_dir)]) == 0
+        assert f"\n    {rank['sentence']}\n" in capsys.readouterr().out
+
+
+def listed_dead(directory: Path, capsys: pytest.CaptureFixture[str]) -> set[tuple[str, str]]:
+    """What `dlmon ps --dead --json` says of who died and of what."""
+    assert cli.main(["ps", "--dead", "--json", "--dir", str(directory)]) == 0
+    return {(one["kind"], one["reason"]) for one in json.loads(capsys.readouterr().out)}
+
+
+@pytest.mark.slow
+def test_a_death_is_told_until_the_loader_goes_on(
+    run_job: JobStarter, segment_dir: Path, tmp_path: Path
+) -> None:
+    with running("--dir", str(segment_dir)) as agent:
+        job = start(run_job, "sigkill", AGAIN="1")
+        let_go(job, agent, tmp_path)
+        job.wait_for(lambda: "worker_died" in findings(agent), "finding")
+        job.wait_for_output("AGAIN")
+        job.wait_for(lambda: "worker_died" not in findings(agent), "its end")
+        assert [one["reason"] for one in deaths(agent)] == ["sigkill"], "it is kept"
