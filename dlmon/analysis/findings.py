@@ -43,7 +43,7 @@ KINDS: tuple[Kind, ...] = (
         ),
         signals=(
             "An open fetch, older than the hang threshold of its loader: the largest of "
-            "`hangs.floor_seconds`, 100 usual fetches and 8 times the longest one, at most "
+            "`hangs.floor_seconds`, 200 usual fetches and 16 times the longest one, at most "
             "`hangs.ceiling_seconds`; ten floors for the first fetch of a worker and for the "
             "first 16 of a loader. The process runs or sleeps."
         ),
@@ -133,8 +133,8 @@ KINDS: tuple[Kind, ...] = (
         ),
         signals=(
             "The loop in `next()`, or in the beginning or end of an iteration, for longer than "
-            "the hang threshold and 8 times the longest wait (ten floors and 8 usual startups for "
-            "a first batch); every worker has done what it was given, none is dead, and none of "
+            "the hang threshold and 16 times the longest wait (for a first batch ten floors and 16 "
+            "usual startups); every worker has done what it was given, none is dead, and none of "
             "the findings about workers or the pin-memory thread."
         ),
         advice=(
@@ -150,7 +150,7 @@ KINDS: tuple[Kind, ...] = (
             "ready: the loader is not to blame."
         ),
         signals=(
-            "An open step longer than ten times `hangs.floor_seconds`, 20 usual steps and 8 times "
+            "An open step longer than ten times `hangs.floor_seconds`, 20 usual steps and 16 times "
             "the longest, at most `hangs.ceiling_seconds`; all batches asked for are ready; no "
             "other loader of the rank iterates and no rank of the run waits for data. A "
             "checkpoint or an evaluation without a DataLoader looks the same."
