@@ -8,6 +8,7 @@ each scan. The two add up, and are told apart where both happen. Files that it m
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,10 @@ from dlmon.observe.snapshot import Finding, Loader, Rank, Snapshot, Worker
 POINTS = 64
 """Points kept of a worker; when there are more, every other one goes."""
 
-_LEAST_POINTS = 5
+_RECENT = 5
+_FEW_PROCESSES = 2
+_FORGET_SECONDS = 600.0
+"""What a slot's processes did is of interest for so long after the last of them ended."""
 
 LEAK_BYTES = 32_000_000
 LEAK_RATIO = 0.02
@@ -32,6 +36,13 @@ or warms up does not."""
 
 LONG_SECONDS = 1800.0
 """After so long in the first epoch its second half counts: some jobs have only one."""
+
+TREND = 3.5
+"""Standard deviations by which a trend must differ from chance: workers are many and looked at
+often. Nine points do that at least."""
+
+SIGNAL = 3.0
+"""Standard deviations of the noise about the fit that the growth must be."""
 
 COPIED_BYTES = 100_000_000
 COPIED_RATIO = 0.1
@@ -86,6 +97,8 @@ class _Slot:
     copied_before: int = 0
     pid: int = 0
     started: float = 0.0
+    seen: float = 0.0
+    last: Worker | None = None
     base: int = 0
     first_epoch: int = 0
     spacing: float = 0.0
@@ -145,7 +158,8 @@ class MemoryWatcher:
     ) -> Iterator[Finding]:
         seconds = self._epoch_seconds(key, loader)
         now = snapshot.time
-        slots = [(worker, self._note(key, loader, worker, now)) for worker in loader.workers]
+        noted = [(worker, self._note(key, loader, worker, now)) for worker in loader.workers]
+        slots = [(slot.last or worker, slot) for worker, slot in noted]
         leaking = [(worker, slot) for worker, slot in slots if slot.rate is not None]
         if leaking:
             leaking.sort(key=lambda pair: -(pair[1].rate or 0))
@@ -178,7 +192,10 @@ class MemoryWatcher:
     def _note(self, key: _Key, loader: Loader, worker: Worker, now: float) -> _Slot:
         slot = self._slots.setdefault((key, worker.slot), _Slot())
         if worker.pid is None or worker.started is None or worker.anonymous_bytes is None:
+            if now - slot.seen > _FORGET_SECONDS:
+                slot = self._slots[key, worker.slot] = _Slot()
             return slot
+        slot.seen, slot.last = now, worker
         if worker.pid != slot.pid or abs(worker.started - slot.started) > 1:
             slot.copied_before = slot.copies[-1][1] if slot.copies else 0
             slot.copies = []
@@ -215,34 +232,55 @@ def leak(points: Sequence[Point], processes: int, now_bytes: int) -> float | Non
         now_bytes: Anonymous memory that it has now.
     """
     usable = sorted(_after_warm_up(points, processes), key=lambda point: point.age)
-    if len(usable) < _LEAST_POINTS:
-        return None
     xy = [(point.age, point.grown) for point in usable]
     first, last = xy[: len(xy) // 3], xy[-(len(xy) // 3) :]
+    if not first:
+        return None
     rise = statistics.median(y for _, y in last) - statistics.median(y for _, y in first)
-    if rise * 1.5 < max(LEAK_BYTES, LEAK_RATIO * now_bytes):  # their middles are 2/3 of it apart
+    rise *= 1.5  # the middles of the thirds are two thirds of it apart
+    if rise < max(LEAK_BYTES, LEAK_RATIO * now_bytes):
         return None
     rate = growth_bytes_per_second(xy)
     half = len(xy) // 2
     earlier, later = growth_bytes_per_second(xy[: half + 1]), growth_bytes_per_second(xy[half:])
     if rate is None or rate <= 0 or earlier is None or later is None:
         return None
-    return rate if later >= STEADY * max(earlier, rate) else None
+    steady = later >= STEADY * max(earlier, rate)
+    return rate if steady and _trend(xy) >= TREND and rise >= SIGNAL * _spread(xy, rate) else None
+
+
+def _trend(points: Sequence[tuple[float, int]]) -> float:
+    """Return by how many standard deviations more pairs of points rise than chance would have it.
+
+    That is Kendall's test of a trend, which a few wild points do not impress either.
+    """
+    rising = sum((y > v) - (y < v) for (_, v), (_, y) in combinations(points, 2))
+    n = len(points)
+    return rising / math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+
+
+def _spread(points: Sequence[tuple[float, int]], rate: float) -> float:
+    """Return the standard deviation about a line of that slope, by the median deviation."""
+    rest = [y - rate * x for x, y in points]
+    middle = statistics.median(rest)
+    return 1.48 * statistics.median(abs(one - middle) for one in rest)
 
 
 def _after_warm_up(points: Sequence[Point], processes: int) -> Sequence[Point]:
     """Return the points that show what goes on: in a first epoch caches fill and modules load.
 
-    Processes that live for one epoch each do the same each time: then each one's beginning is left
-    out, and it takes more than one of them.
+    From the second on it takes a whole one, for what comes and goes within an epoch. Processes that
+    live for one epoch each do the same each time: then each one's beginning is left out, and it
+    takes some of them.
     """
     later = [point for point in points if point.epoch > 0]
-    if later:
+    if later and max(point.epoch for point in later) > 1:
         return later
     oldest = max((point.age for point in points), default=0.0)
     if oldest >= LONG_SECONDS:
         return [point for point in points if point.age >= oldest / 2]
-    return [point for point in points if point.age >= oldest / 4] if processes > 2 else []
+    many = processes > _FEW_PROCESSES
+    return [point for point in points if point.age >= oldest / 4] if many else []
 
 
 def _copies_much(worker: Worker, slot: _Slot) -> bool:
@@ -255,10 +293,12 @@ def _leak(case: _Case, snapshot: Snapshot) -> tuple[str, dict[str, str]]:
     speeds = [f"{size(rate)}/s", f"{size(rate * 3600)} per hour"]
     if case.epoch_seconds is not None:
         speeds[1] = f"{size(rate * case.epoch_seconds)} per epoch"
-    parts = [next(_sizes(worst), "memory"), f"growing {' / '.join(speeds)}"]
-    sentence = f"worker {worst.slot} of {case.loader.name}: {', '.join(parts)}"
+    has = next(_sizes(worst), "memory not known")
+    sentence = f"worker {worst.slot} of {case.loader.name}: {has}, growing {' / '.join(speeds)}"
     if len(case.workers) > 1:
         sentence += f"; {len(case.workers)} of its {len(case.loader.workers)} workers grow"
+    if slot.processes > _FEW_PROCESSES:
+        sentence += "; freed when they end with their epoch"
     total = sum(slot.rate or 0.0 for _, slot in case.workers)
     memory = snapshot.cgroups.get(case.rank.process.cgroup or "")
     if memory is not None and memory.room_bytes is not None:
@@ -282,7 +322,7 @@ def _erosion(case: _Case) -> tuple[str, dict[str, str]]:
     if number > 1:
         sentence = f"{number} workers of {name} have copied {size(total)} that they shared with the"
         sentence += f" training process, worker {worst.slot} {size(slot.copied)}"
-    rate = growth_bytes_per_second(slot.copies[-_LEAST_POINTS:])
+    rate = growth_bytes_per_second(slot.copies[-_RECENT:])
     if rate is not None and rate > 0:
         sentence += f", now {size(rate)}/s"
         if case.epoch_seconds is not None:

@@ -16,7 +16,7 @@ from tests.jobs import Job, JobStarter
 CONFIG = """
 interval_seconds: 0.2
 web: {listen_address: "127.0.0.1:0"}
-memory: {pss_interval_seconds: 0.4, pss_cpu_budget_ratio: 0.2}
+memory: {pss_interval_seconds: 0.2, pss_cpu_budget_ratio: 0.2}
 """
 
 JOB = """
