@@ -28,6 +28,7 @@ from io import TextIOWrapper
 
 from dlmon.commands import _table
 from dlmon.commands._table import UNKNOWN, Cell, Column, Squeeze
+from dlmon.observe.containers import Containers
 from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Loader, Rank, Refused, Snapshot, Worker, WorkerState
 from dlmon.segment.files import SEARCHED
@@ -108,7 +109,7 @@ def main(args: argparse.Namespace) -> int:
         0, also when there is nothing to list.
     """
     directories = args.dir or _default_directories()
-    with closing(Observer(directories)) as observer:
+    with closing(Observer(directories, containers=Containers(directories).look)) as observer:
         snapshot = observer.observe()
     found = list(rows(snapshot, dead=args.dead))
     if isinstance(sys.stdout, TextIOWrapper):
