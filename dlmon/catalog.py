@@ -587,8 +587,8 @@ UNOBSERVED_WORKERS = Metric(
     Kind.GAUGE,
     Unit.COUNT,
     (*UNOBSERVED_LABELS, "state"),
-    "DataLoader workers of jobs without the shim, by state of the process; blocked waits for"
-    " storage and cannot be interrupted. Of torch 2.6 and newer, whose workers have a name.",
+    "DataLoader workers of jobs without the shim, by process state; blocked waits for storage"
+    " and cannot be interrupted. Of torch 2.6 and newer, whose workers have a name.",
     values=PROCESS_STATES,
 )
 UNOBSERVED_ORPHAN_WORKERS = Metric(

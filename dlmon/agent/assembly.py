@@ -18,11 +18,12 @@ from dlmon.analysis.memory import MemoryWatcher
 from dlmon.analysis.room import RoomWatcher
 from dlmon.analysis.thresholds import Limits
 from dlmon.observe import kernel, usage
+from dlmon.observe.containers import Containers
 from dlmon.observe.gpus import Gpus
-from dlmon.observe.memory import Scanner as MemoryScanner
+from dlmon.observe.memory import Scanner
 from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Snapshot
-from dlmon.observe.unobserved import Scanner
+from dlmon.observe.unobserved import Finder
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,35 +32,41 @@ class _Eyes:
 
     observer: Observer
     gpus: Gpus
-    scanner: Scanner
+    finder: Finder
+    containers: Containers
 
     def observe(self) -> Snapshot:
         return self.observer.observe()
 
     def close(self) -> None:
         self.gpus.close()
-        self.scanner.close()
+        self.finder.close()
+        self.containers.close()
         self.observer.close()
 
 
-def daemon(config: Config) -> Daemon:
+def daemon(config: Config, *, node: bool = True) -> Daemon:
     """Return an agent that listens at its address.
+
+    Args:
+        config: All settings.
+        node: Whether it is for all jobs of the node, those in containers included.
 
     Raises:
         UsageError: It cannot listen there.
     """
     gpus = Gpus(config.interval_seconds)
-    scanner = Scanner()
+    finder = Finder()
+    containers = Containers(config.dirs)
     observer = Observer(
         config.dirs,
         dead_seconds=config.keep.dead_seconds,
         loaders_per_rank=config.limits.loaders_per_rank,
         segments_per_user=config.limits.segments_per_user,
         gpus=gpus.now,
-        unobserved=scanner.now,
-        scanner=MemoryScanner(
-            config.memory.pss_interval_seconds, config.memory.pss_cpu_budget_ratio
-        ),
+        unobserved=finder.now,
+        scanner=Scanner(config.memory.pss_interval_seconds, config.memory.pss_cpu_budget_ratio),
+        containers=containers.now,
     )
     history = History(config.keep.history_seconds, config.interval_seconds)
     directory = config.keep.evidence_dir
@@ -68,10 +75,13 @@ def daemon(config: Config) -> Daemon:
     hangs = Hangs()
     # What adds to the snapshot comes before the history, which comes before who asks it.
     watchers = (*_judges(config, hangs), history, deaths)
-    eyes = _Eyes(observer, gpus, scanner)
-    agent = Daemon(config, eyes, watchers, hangs, (gpus.say,), _routes(history, deaths))
+    eyes = _Eyes(observer, gpus, finder, containers)
+    sights = (containers.say, gpus.say) if node else (gpus.say,)
+    agent = Daemon(config, eyes, watchers, hangs, sights, _routes(history, deaths))
     gpus.start()
-    scanner.start()
+    finder.start()
+    if node:
+        containers.start()
     return agent
 
 

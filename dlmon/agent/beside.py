@@ -109,11 +109,11 @@ def _leave(lock: AgentLock) -> None:
 def _daemon(directory: str, address: str) -> Daemon:
     config = Config(dirs=(directory,))
     if address:
-        return assembly.daemon(replace(config, web=Web(listen_address=address)))
+        return assembly.daemon(replace(config, web=Web(listen_address=address)), node=False)
     try:
-        return assembly.daemon(config)
+        return assembly.daemon(config, node=False)
     except UsageError:
-        return assembly.daemon(replace(config, web=Web(listen_address=_FREE_PORT)))
+        return assembly.daemon(replace(config, web=Web(listen_address=_FREE_PORT)), node=False)
 
 
 def _report(fd: int, line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -10,7 +9,6 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
@@ -22,6 +20,7 @@ from dlmon.agent.routes import Route, Router
 from dlmon.agent.server import Server, listen
 from dlmon.agent.state import Board
 from dlmon.agent.watch import Watch, Watcher
+from dlmon.observe.processes import capabilities
 from dlmon.observe.snapshot import Snapshot
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -198,7 +197,7 @@ def next_tick(start: float, interval: float, now: float) -> float:
 def sight() -> str:
     """Say as whom this process runs and whose segments it can read."""
     uid = os.geteuid()
-    if _capabilities() & (_CAP_DAC_OVERRIDE | _CAP_DAC_READ_SEARCH):
+    if capabilities() & (_CAP_DAC_OVERRIDE | _CAP_DAC_READ_SEARCH):
         return f"as uid {uid}, able to read every user's segments"
     root = "root without CAP_DAC_READ_SEARCH" if uid == 0 else "not root"
     return (
@@ -212,12 +211,3 @@ def _trouble(directory: str) -> str:
     if not os.path.isdir(directory):
         return " (not there yet)"
     return "" if os.access(directory, os.R_OK | os.X_OK) else " (unreadable)"
-
-
-def _capabilities() -> int:
-    """Return this process's effective capabilities, a bit each; 0 where /proc does not tell."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("CapEff:"):
-                return int(line.split()[1], 16)
-    return 0

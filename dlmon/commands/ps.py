@@ -32,6 +32,7 @@ from io import TextIOWrapper
 
 from dlmon.commands import _dead, _table
 from dlmon.commands._table import UNKNOWN, Cell, Column, Squeeze
+from dlmon.observe.containers import Containers
 from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Loader, Rank, Refused, Snapshot, Worker, WorkerState
 from dlmon.segment.files import SEARCHED
@@ -112,7 +113,7 @@ def main(args: argparse.Namespace) -> int:
         0, also when there is nothing to list.
     """
     directories = args.dir or _default_directories()
-    with closing(Observer(directories)) as observer:
+    with closing(Observer(directories, containers=Containers(directories).look)) as observer:
         snapshot = observer.observe()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale may lack the dash and the ellipsis

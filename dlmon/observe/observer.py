@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from dataclasses import dataclass, replace
 
 from dlmon.observe import cgroups, loaders, processes
+from dlmon.observe.containers import Place
 from dlmon.observe.endings import Endings, rank_key
 from dlmon.observe.loaders import Clock, Part, Seen, text
 from dlmon.observe.memory import Scanner
@@ -36,12 +37,16 @@ INFO = ("user", "script", "python", "torch", "dlmon", "local_rank", "world_size"
 
 @dataclass(frozen=True, slots=True)
 class Incarnation:
-    """One process that says it is this rank of this run; `uid` owns its segments."""
+    """One process that says it is this rank of this run; `uid` owns its segments.
+
+    `where` is the directory where they are if that is in a container: pids repeat there.
+    """
 
     uid: int
     run: str
     rank: str
     root: str
+    where: str = ""
 
 
 class Observer:
@@ -61,6 +66,7 @@ class Observer:
         gpus: Callable[[], tuple[Gpu, ...]] = tuple,
         unobserved: Callable[[set[int]], tuple[Unobserved, ...]] = lambda _: (),
         scanner: Scanner | None = None,
+        containers: Callable[[], tuple[Place, ...]] = tuple,
     ) -> None:
         """Observe the segments in and below `dirs`.
 
@@ -72,9 +78,13 @@ class Observer:
             gpus: Says at once what is known of the GPUs.
             unobserved: Says at once which other workers are known, told who these are.
             scanner: Scans workers for PSS and USS; None for neither.
+            containers: Says where further segments are.
         """
         self._segments = Segments(
-            dirs, dead_seconds=dead_seconds, segments_per_user=segments_per_user
+            dirs,
+            dead_seconds=dead_seconds,
+            segments_per_user=segments_per_user,
+            containers=containers,
         )
         self._loaders_per_rank = loaders_per_rank
         self._left_out: set[tuple[Incarnation, str]] = set()
@@ -318,7 +328,7 @@ def _choose(found: Iterable[Rank]) -> tuple[tuple[Rank, ...], tuple[Rank, ...]]:
 def _incarnation(tracked: Tracked) -> Incarnation:
     info = tracked.reading.info
     run, rank, root = (text(info.get(key, "")) for key in ("run", "rank", "root"))
-    return Incarnation(tracked.file.uid, run, rank, root)
+    return Incarnation(tracked.file.uid, run, rank, root, tracked.where)
 
 
 def _present(group: Sequence[Tracked]) -> bool:

@@ -9,12 +9,13 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from dlmon.errors import SegmentError
 from dlmon.observe import processes
+from dlmon.observe.containers import Place
 from dlmon.observe.snapshot import Refused
 from dlmon.segment import files
 from dlmon.segment.reader import Reading, SegmentFile
@@ -32,6 +33,8 @@ class Tracked:
         died: Unix time its death was noticed, None while it lives.
         removed: Its time is over: it will not be read again.
         retired: Its counters are kept elsewhere.
+        where: The directory in another mount namespace in which it was found, "" for one of ours.
+        place: That directory, None once no process sees it any more: then the file is closed.
     """
 
     file: SegmentFile
@@ -40,6 +43,8 @@ class Tracked:
     died: float | None = None
     removed: bool = False
     retired: bool = False
+    where: str = ""
+    place: Place | None = None
 
     @property
     def gone(self) -> bool:
@@ -65,8 +70,14 @@ class Segments:
     """
 
     def __init__(
-        self, directories: Iterable[str], *, dead_seconds: float, segments_per_user: int
+        self,
+        directories: Iterable[str],
+        *,
+        dead_seconds: float,
+        segments_per_user: int,
+        containers: Callable[[], tuple[Place, ...]] = tuple,
     ) -> None:
+        self._containers = containers
         self._directories = tuple(directories)
         self._dead_seconds = dead_seconds
         self._per_user = segments_per_user
@@ -87,6 +98,10 @@ class Segments:
         for directory in self._directories:
             for path, uid in files.user_directories(directory):
                 self._open_new(path, uid)
+        places = self._containers()
+        for place in places:
+            self._open_new_in(place)
+        self._leave_all_but(places)
         self._over_limit = {path for path in self._over_limit if os.path.lexists(path)}
         for path, tracked in list(self.tracked.items()):
             self._read_again(path, tracked)
@@ -119,11 +134,36 @@ class Segments:
         finally:
             os.close(dir_fd)
 
+    def _open_new_in(self, place: Place) -> None:
+        paths = [os.path.join(place.path, name) for name in files.segment_names(place.fd)]
+        new = [path for path in paths if path not in self.tracked]
+        counts = (
+            Counter(tracked.file.uid for tracked in self.tracked.values()) if new else Counter()
+        )
+        for path in new:
+            self._open(path, place.uid, place.fd, counts)
+            if path in self.tracked:
+                self.tracked[path].where, self.tracked[path].place = place.path, place
+
+    def _leave_all_but(self, places: Iterable[Place]) -> None:
+        """Close what is in a namespace that no process has any more.
+
+        An open file would keep the whole of the container's shared memory. What was read last
+        stays.
+        """
+        left = [t for t in self.tracked.values() if t.place is not None and t.place not in places]
+        for tracked in left:
+            self._read_again(tracked.file.path, tracked)
+            reading = tracked.reading
+            if reading.rank_holder is None and not tracked.worker_alive:
+                tracked.file.close()
+                tracked.place = None
+
     def _open(self, path: str, uid: int | None, dir_fd: int, counts: Counter[int]) -> None:
         try:
             file = SegmentFile(path, owner=uid, dir_fd=dir_fd)
         except SegmentError as error:
-            if os.path.lexists(path):  # else it ended between listing and opening
+            if _exists(path, dir_fd):  # else it ended between listing and opening
                 self._refuse(path, error)
             return
         try:
@@ -144,7 +184,10 @@ class Segments:
     def _read_again(self, path: str, tracked: Tracked) -> None:
         now = time.monotonic_ns()
         try:
-            tracked.reading = _attested(tracked.file.read(now), tracked.file.uid)
+            if tracked.file.fd >= 0:
+                tracked.reading = tracked.file.read(now)
+            if not tracked.where:  # else its pids may be of another namespace
+                tracked.reading = _attested(tracked.reading, tracked.file.uid)
         except SegmentError as error:
             self._refuse(path, error)
             self._drop(path, tracked)
@@ -162,11 +205,14 @@ class Segments:
 
     def _remove(self, path: str, tracked: Tracked) -> None:
         """Forget a segment that nobody writes any more; remove the file where that is allowed."""
+        name, dir_fd = path, None
+        if tracked.place is not None:
+            name, dir_fd = os.path.basename(path), tracked.place.fd
         with suppress(OSError):
-            status = os.lstat(path)
             ours = os.fstat(tracked.file.fd)
+            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
             if (status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino):
-                os.unlink(path)
+                os.unlink(name, dir_fd=dir_fd)
         tracked.removed = True
         self.removed.append(tracked)
         self._drop(path, tracked)
@@ -177,6 +223,13 @@ class Segments:
 
     def _refuse(self, path: str, error: SegmentError) -> None:
         self.refused.append(Refused(path, error.reason, str(error)))
+
+
+def _exists(path: str, dir_fd: int) -> bool:
+    with suppress(OSError):
+        os.stat(os.path.basename(path), dir_fd=dir_fd, follow_symlinks=False)
+        return True
+    return False
 
 
 def _open_directory(directory: str, uid: int | None) -> int:

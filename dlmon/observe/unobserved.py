@@ -22,17 +22,12 @@ from dataclasses import dataclass
 
 from dlmon.observe import processes
 from dlmon.observe.aside import Aside
+from dlmon.observe.due import Due
 from dlmon.observe.loaders import text
 from dlmon.observe.snapshot import Unobserved, UnobservedWorker
 
 LOOK_SECONDS = 5.0
 """From one look to the next."""
-
-YOUNG_SECONDS = 30.0
-"""For how long a new process is asked at each look: it may yet become a worker."""
-
-ALL_SECONDS = 60.0
-"""How often every process is asked again: a pid may be another process by now."""
 
 SETTLED_SECONDS = 2.0
 """How old a worker must be: a younger one may not have been seen yet by who reads segments."""
@@ -44,28 +39,6 @@ _NAME = "pt_data_worker"
 _WITH_ARGUMENT = "XW"  # options of python that take a word
 
 logger = logging.getLogger(__name__)
-
-
-class Due:
-    """Chooses which processes to ask: the new and the young ones, and all of them once a minute."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, float] = {}
-        self._all_asked = 0.0
-
-    def look(self, now: float) -> tuple[list[int], set[int]]:
-        """Return the pids to ask, and all that there are.
-
-        Args:
-            now: `time.monotonic()`.
-        """
-        pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
-        everybody = now - self._all_asked >= ALL_SECONDS
-        if everybody:
-            self._all_asked = now
-        self._seen = {pid: self._seen.get(pid, now) for pid in pids}
-        due = [p for p, since in self._seen.items() if everybody or now - since <= YOUNG_SECONDS]
-        return due, pids
 
 
 @dataclass(slots=True)
@@ -98,7 +71,7 @@ class _Total:
             self.read_bytes = (self.read_bytes or 0) + worker.read_bytes
 
 
-class Scanner:
+class Finder:
     """Keeps looking for unobserved workers."""
 
     def __init__(self, look_seconds: float = LOOK_SECONDS) -> None:

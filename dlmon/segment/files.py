@@ -22,7 +22,7 @@ TEMPORARY_PREFIX = ".new-"
 SEARCHED = (NODE_DIR, SHM)
 """Where an agent looks unless told otherwise."""
 
-_MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 
 own: set[tuple[int, int]] = set()
 """(device, inode) of each segment this process writes: closing one again would drop its locks."""
@@ -62,15 +62,25 @@ def user_directories(directory: str) -> Iterator[tuple[str, int | None]]:
     The uid is None for `directory` itself: files there belong to whoever owns them.
     """
     yield directory, None
+    for name in user_names(directory):
+        yield os.path.join(directory, name), int(name.removeprefix(USER_PREFIX))
+
+
+def user_names(directory: str | int) -> Iterator[str]:
+    """Yield the names dlmon-<uid> of directories in `directory`, a path or a descriptor."""
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             uid = entry.name.removeprefix(USER_PREFIX)
             if uid != entry.name and uid.isdecimal() and entry.is_dir(follow_symlinks=False):
-                yield entry.path, int(uid)
+                yield entry.name
 
 
-def segment_names(directory: str) -> list[str]:
-    """Return the names of the finished segments in `directory`, sorted; empty if unreadable."""
+def segment_names(directory: str | int) -> list[str]:
+    """Return the names of the finished segments in `directory`, sorted; empty if unreadable.
+
+    Args:
+        directory: A path or a descriptor.
+    """
     try:
         with os.scandir(directory) as entries:
             return sorted(e.name for e in entries if e.name.endswith(SUFFIX) and e.name[0] != ".")
@@ -111,10 +121,10 @@ def _check_in_memory(directory: str) -> None:
             "io",
         )
     kind = _file_system(directory)
-    if kind is not None and kind not in _MEMORY_FILE_SYSTEMS:
+    if kind is not None and kind not in MEMORY_FILE_SYSTEMS:
         raise SegmentError(
             f"directory {directory}: is on {kind}, expected one of "
-            f"{', '.join(_MEMORY_FILE_SYSTEMS)}; set DLMON_DIR to a directory under {SHM}",
+            f"{', '.join(MEMORY_FILE_SYSTEMS)}; set DLMON_DIR to a directory under {SHM}",
             "io",
         )
 

@@ -16,8 +16,9 @@ import pytest
 from dlmon.agent.admission import MOST_UNOBSERVED, Detail, admit
 from dlmon.catalog import Subject, series_per
 from dlmon.observe import unobserved
+from dlmon.observe.due import Due
 from dlmon.observe.snapshot import Unobserved, UnobservedWorker
-from dlmon.observe.unobserved import Due, Scanner, script_of
+from dlmon.observe.unobserved import Finder, script_of
 from tests.agent.samples import make_snapshot, make_unobserved
 from tests.agents import running
 from tests.jobs import Job, JobStarter, wait_for
@@ -85,18 +86,18 @@ def children(pid: int) -> set[int]:
     return found
 
 
-def scan(scanner: Scanner, script: str) -> Unobserved | None:
-    groups = [group for group in scanner.scan() if group.script == script]
+def scan(finder: Finder, script: str) -> Unobserved | None:
+    groups = [group for group in finder.scan() if group.script == script]
     return groups[0] if groups else None
 
 
 def until(
-    scanner: Scanner, script: str, holds: Callable[[tuple[UnobservedWorker, ...]], bool]
+    finder: Finder, script: str, holds: Callable[[tuple[UnobservedWorker, ...]], bool]
 ) -> Unobserved:
     """Look until the workers of a script are so."""
 
     def found() -> Unobserved | None:
-        group = scan(scanner, script)
+        group = scan(finder, script)
         return group if group and holds(group.workers) else None
 
     group = wait_for(found, f"workers of {script}")
@@ -111,7 +112,7 @@ def test_workers_are_found_with_their_job_and_what_they_use(
     run_job: JobStarter, method: str
 ) -> None:
     job = start(run_job, method)
-    group = until(Scanner(), UNSEEN, lambda workers: len(workers) == 2)
+    group = until(Finder(), UNSEEN, lambda workers: len(workers) == 2)
     assert {worker.pid for worker in group.workers} < children(job.pid)
     for worker in group.workers:
         assert worker.parent == job.pid
@@ -127,20 +128,20 @@ def test_workers_are_found_with_their_job_and_what_they_use(
 
 def test_a_stopped_worker_is_stopped_and_an_orphan_has_no_parent(run_job: JobStarter) -> None:
     job = start(run_job)
-    scanner = Scanner()
-    before = until(scanner, UNSEEN, lambda workers: len(workers) == 2)
+    finder = Finder()
+    before = until(finder, UNSEEN, lambda workers: len(workers) == 2)
     first = before.workers[0].pid
     os.kill(first, signal.SIGSTOP)
-    until(scanner, UNSEEN, lambda workers: {w.pid: w for w in workers}[first].process_state == "T")
+    until(finder, UNSEEN, lambda workers: {w.pid: w for w in workers}[first].process_state == "T")
     job.kill()
     (orphan,) = until(
-        scanner, UNSEEN, lambda workers: len(workers) == 1 and workers[0].orphan
+        finder, UNSEEN, lambda workers: len(workers) == 1 and workers[0].orphan
     ).workers
     assert (orphan.pid, orphan.parent, orphan.process_state) == (first, None, "T")
     # Who comes later knows it too.
-    other = until(Scanner(), UNSEEN, lambda workers: len(workers) == 1)
+    other = until(Finder(), UNSEEN, lambda workers: len(workers) == 1)
     assert other.workers[0].orphan
-    after = scan(scanner, UNSEEN)
+    after = scan(finder, UNSEEN)
     assert after is not None
     assert after.cpu_seconds >= before.cpu_seconds  # that of the one that ended included
 
@@ -150,13 +151,13 @@ def test_workers_that_the_shim_observes_are_left_out(
 ) -> None:
     start(run_job, instrument=True)
     start(run_job)
-    scanner = Scanner()
+    finder = Finder()
     (loader,) = observe(segment_dir).ranks[0].loaders
     observed = [worker.pid for worker in loader.workers if worker.pid]
     assert len(observed) == 2
-    scanner.now(observed)
-    until(scanner, UNSEEN, lambda workers: len(workers) == 2)
-    assert scan(scanner, SEEN) is None
+    finder.now(observed)
+    until(finder, UNSEEN, lambda workers: len(workers) == 2)
+    assert scan(finder, SEEN) is None
 
 
 def test_an_agent_shows_only_the_job_without_the_shim(
@@ -211,15 +212,15 @@ def test_old_processes_are_asked_once_a_minute_only() -> None:
 
 
 @pytest.fixture
-def scanner_in_thread() -> Iterator[Scanner]:
-    scanner = Scanner(0.05)
-    scanner.start()
-    yield scanner
-    scanner.close()
+def finder_in_thread() -> Iterator[Finder]:
+    finder = Finder(0.05)
+    finder.start()
+    yield finder
+    finder.close()
 
 
 def test_a_search_that_fails_is_logged_once_and_goes_on(
-    scanner_in_thread: Scanner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    finder_in_thread: Finder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     looks: list[int] = []
 
@@ -227,9 +228,9 @@ def test_a_search_that_fails_is_logged_once_and_goes_on(
         looks.append(1)
         raise OSError("no /proc")
 
-    monkeypatch.setattr(scanner_in_thread, "scan", fails)
+    monkeypatch.setattr(finder_in_thread, "scan", fails)
     wait_for(lambda: len(looks) > 2, "further looks")
-    assert scanner_in_thread.now(()) == ()
+    assert finder_in_thread.now(()) == ()
     assert len([record for record in caplog.records if "unobserved" in record.message]) == 1
 
 
