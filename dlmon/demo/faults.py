@@ -31,10 +31,12 @@ FAULTS = {
         (
             "here: nothing more, no error and no message; a DataLoader by default has no timeout",
             "loader train: in phase wait, no more batches, ever more time in wait",
-            "worker 0: fetching for ever, its last progress ever longer ago",
+            "worker 0: fetching, then hung: the page says in which line, and at which samples",
             "the others: idle, with batches ready that are held for order behind worker 0's",
+            "in the same terminal as `dlmon ps`, `dlmon stacks` with its PID: that line once more",
         ),
         (
+            'dlmon_finding{finding="worker_stuck_in_fetch"}',
             'dlmon_loader_time_seconds_total{phase="wait"}',
             "dlmon_loader_batches_total",
             "time() - dlmon_worker_last_progress_timestamp_seconds",

@@ -20,6 +20,12 @@ READY_SECONDS = 60.0
 POLL_SECONDS = 0.1
 LOG_LINES = 15
 
+AGENT_CONFIG = """\
+# A demonstration is short: trouble is told after seconds, not after a minute as by default.
+hangs: {floor_seconds: 5, ceiling_seconds: 10}
+memory: {pss_interval_seconds: 5}
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -77,8 +83,10 @@ class Session:
         return self._watch(agent, self._start_training())
 
     def _start_agent(self) -> subprocess.Popen[bytes]:
-        segments = str(self._children.segments)
-        arguments = ("agent", "--web.listen-address", self._plan.listen, "--dir", segments)
+        config = self._children.folder / "agent.yml"
+        config.write_text(AGENT_CONFIG)
+        arguments = ["agent", "--config", str(config), "--web.listen-address", self._plan.listen]
+        arguments += ["--dir", str(self._children.segments)]
         return self._children.start("dlmon", *arguments, log=self._log)
 
     def _start_training(self) -> subprocess.Popen[bytes]:
