@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dlmon.analysis import thresholds
+from dlmon.analysis.facts import STOPPED, LoaderFacts, WorkerFacts
 from dlmon.analysis.stalls import Lasted, Stalls
 from dlmon.analysis.thresholds import Limits
 from dlmon.observe.snapshot import Finding, Loader, Rank, Snapshot, Worker, WorkerState
 from dlmon.segment.layout import Phase
 
-STOPPED = ("T", "t")
-IN_NEXT = (Phase.STARTUP, Phase.WAIT, Phase.TEARDOWN)
 NAMED_THREADS = (2, 6)
 """From this release of torch on the thread that pins has a name."""
 _PIN_LOOKS = 30
+
+_NOTHING = Lasted()
 
 PinThreads = Callable[[int], "int | None"]
 Elsewhere = Callable[[Rank, Loader], bool]
@@ -30,63 +31,6 @@ Elsewhere = Callable[[Rank, Loader], bool]
 
 def _nowhere(_rank: Rank, _loader: Loader) -> bool:
     return False
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFacts:
-    """For how long a worker has been what it is; what does not apply has lasted 0 seconds."""
-
-    worker: Worker
-    fetching: Lasted
-    owing: Lasted
-    handing: Lasted
-    stopped: Lasted
-
-    @property
-    def suspect(self) -> bool:
-        """The loop may be waiting for it."""
-        worker = self.worker
-        return worker.up is False or bool(
-            worker.up
-            and (
-                worker.process_state in STOPPED
-                or worker.fetching_since is not None
-                or worker.state is WorkerState.HANDING_OVER
-                or worker.owed
-            )
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class LoaderFacts:
-    """What is known of one loader.
-
-    Attributes:
-        rank, loader: Whose facts these are.
-        time: Unix time of the snapshot.
-        phase: For how long its phase has lasted.
-        workers: One per slot.
-        pin_thread_dead: There was one, and there are fewer than there must be.
-        elsewhere: The loop is in `next()` and does not wait for a batch.
-    """
-
-    rank: Rank
-    loader: Loader
-    time: float
-    phase: Lasted
-    workers: tuple[WorkerFacts, ...]
-    pin_thread_dead: bool = False
-    elsewhere: bool = False
-
-    @property
-    def waits(self) -> bool:
-        """The loop is blocked in this loader."""
-        return self.loader.phase in IN_NEXT
-
-    @property
-    def in_order(self) -> bool:
-        """It is known which worker owes which batch."""
-        return any(facts.worker.owed is not None for facts in self.workers)
 
 
 class HangWatcher:
@@ -153,7 +97,7 @@ class HangWatcher:
     def _of_worker(
         self, loader_key: tuple[str, ...], loader: Loader, worker: Worker, now: float, frozen: bool
     ) -> WorkerFacts:
-        nothing = Lasted()
+        nothing = _NOTHING
         if not worker.up or worker.orphan:
             return WorkerFacts(worker, nothing, nothing, nothing, nothing)
         key = (*loader_key, str(worker.slot))
@@ -250,6 +194,8 @@ def _of_loader(facts: LoaderFacts, limits: Limits) -> list[Finding]:
 
 
 def _of_worker(one: WorkerFacts, facts: LoaderFacts, limits: Limits) -> list[Finding]:
+    if one.longest <= limits.floor:
+        return []  # as nearly all are: no threshold is to be made for them
     worker, loader = one.worker, facts.loader
     limit = thresholds.of_worker(worker, loader, limits)
     who = f"worker {worker.slot}"
@@ -277,8 +223,10 @@ def _of_worker(one: WorkerFacts, facts: LoaderFacts, limits: Limits) -> list[Fin
 def _of_next(facts: LoaderFacts, limits: Limits) -> list[Finding]:
     """Judge a loop that waits, where no worker is to blame so far."""
     loader = facts.loader
+    if not facts.waits or facts.phase.seconds <= limits.floor:
+        return []
     limit = thresholds.of_next(loader, limits, facts.phase.age)
-    if not facts.waits or facts.phase.seconds <= limit:
+    if facts.phase.seconds <= limit:
         return []
     elsewhere = facts.elsewhere or facts.in_order
     if not elsewhere and loader.ready and loader.ready >= loader.outstanding:
@@ -318,6 +266,8 @@ def _of_run(members: Sequence[Sequence[LoaderFacts]], limits: Limits) -> list[Fi
 
 def _of_step(facts: LoaderFacts, limits: Limits) -> list[Finding]:
     loader = facts.loader
+    if facts.phase.seconds <= limits.floor:
+        return []
     limit = thresholds.of_step(loader, limits)
     if facts.phase.seconds <= limit or loader.ready < loader.outstanding:
         return []

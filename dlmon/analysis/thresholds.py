@@ -13,9 +13,9 @@ for all workers at once. So a threshold is the largest of
   likely with each that is seen.
 
 Where one of a thousand fetches takes a hundred times the median (s = 1.5), in bursts or not, at
-most 2 of 1,000 simulated loaders of 2,000 fetches passed these two, with a floor of 2 medians;
-with the factors 100 and 8 it were 9 to 26. With the default floor of 60 s only a loader whose
-usual batch takes more than 0.3 s needs them at all.
+most 2 of 1,000 simulated loaders of 2,000 fetches passed these two, with a floor of 2 medians; with
+the factors 100 and 8 it were 9 to 26. With the default floor of 60 s only a loader whose usual
+batch takes more than 0.3 s needs them at all.
 
 The result is at most the ceiling that was configured. Durations are known in buckets of powers of
 two, and the upper edge counts, which adds a factor of up to 2 on the safe side.

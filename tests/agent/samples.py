@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from dlmon.agent.hangs import Hang, Sighting
+from dlmon.observe.kernel import Doing
 from dlmon.observe.snapshot import (
     CgroupMemory,
     Finding,
@@ -20,6 +22,7 @@ from dlmon.observe.snapshot import (
     Worker,
     WorkerState,
 )
+from dlmon.observe.stacks import Frame, Stack, Thread
 from dlmon.segment.layout import ERRORS, EXIT_REASONS, HISTOGRAM_BUCKETS, HOOKS, Phase
 
 NOW = 1_750_000_000.0
@@ -207,6 +210,30 @@ def make_cgroup(**changes: Any) -> CgroupMemory:
         binding_limit_bytes=16_000_000_000,
     )
     return dataclasses.replace(memory, **changes)
+
+
+def make_hang(**changes: Any) -> Hang:
+    """What is kept of `make_finding`, whose worker holds the interpreter."""
+    frames = (
+        Frame("Photos.__getitem__", "/home/alice/data.py", 48),
+        Frame("_MapDatasetFetcher.fetch", "/env/torch/utils/data/_utils/fetch.py", 54),
+    )
+    whole = Stack((Thread("MainThread", 5001, False, True, frames),))
+    partial = Stack((Thread("MainThread", 5001, False, False, frames[1:]),))
+    denied = Stack(trouble="not permitted to look into process 4242", refused=True)
+    hang = Hang(
+        make_finding(),
+        noticed=NOW - 29,
+        fetch_index=18112,
+        fetch_samples=64,
+        processes=(
+            Sighting(
+                "worker 1", 5001, Doing("D", "nfs_wait_bit", "read"), (partial, whole, partial)
+            ),
+            Sighting("rank", 4242, Doing("S", "futex_do_wait", "futex"), (denied,)),
+        ),
+    )
+    return dataclasses.replace(hang, **changes)
 
 
 def make_snapshot(*ranks: Rank, **changes: Any) -> Snapshot:

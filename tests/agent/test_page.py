@@ -10,13 +10,22 @@ from pathlib import Path
 import pytest
 
 from dlmon.agent.admission import Detail
+from dlmon.agent.hangs import Hangs
 from dlmon.agent.routes import Request, Response, Router
 from dlmon.agent.server import Server, listen
 from dlmon.agent.state import Board
 from dlmon.observe.snapshot import Loader, Process, Snapshot, WorkerState
 from dlmon.segment.layout import Phase
 from tests.agent.browser import Browser
-from tests.agent.samples import NOW, make_loader, make_rank, make_snapshot, make_worker
+from tests.agent.samples import (
+    NOW,
+    make_finding,
+    make_hang,
+    make_loader,
+    make_rank,
+    make_snapshot,
+    make_worker,
+)
 
 SECONDS = 10.0
 """Between the two snapshots that rates are made of."""
@@ -39,7 +48,8 @@ class Page:
     def __init__(self, browser: Browser) -> None:
         self.browser = browser
         self.board = Board(Detail.FULL, 20000)
-        self._router = Router(self.board, 1.0)
+        self.hangs = Hangs()
+        self._router = Router(self.board, 1.0, self.hangs)
         self._polls = 0
         self._polled = threading.Condition()
         self.server = self._serve("127.0.0.1:0")
@@ -246,7 +256,7 @@ def test_ranks_and_loaders_keep_their_order_and_place(page: Page) -> None:
     page.show(make_snapshot(*ranks))
     titles = "[...document.querySelectorAll('h3')].map(title => title.textContent)"
     assert page.browser.evaluate(titles) == ["rank 1", "rank 2", "rank 10"]
-    page.browser.evaluate("document.querySelector('details').open = false")
+    page.browser.evaluate("document.querySelector('details.workers').open = false")
     page.publish(make_snapshot(*ranks[:1], make_rank("0"), *ranks[1:], time=NOW + 1))
     assert page.browser.evaluate(titles) == ["rank 0", "rank 1", "rank 2", "rank 10"]
     opened = page.browser.evaluate(
@@ -282,6 +292,58 @@ def test_a_long_queue_is_one_bar_and_many_workers_are_folded(page: Page) -> None
     )
     assert widths[0] == pytest.approx(widths[1], rel=0.02)
     assert widths[2] == 0
+
+
+def test_what_is_wrong_is_said_at_the_top_with_its_stacks(page: Page) -> None:
+    page.hangs.add(make_hang(ended=NOW - 600))  # an earlier one is not shown
+    page.hangs.add(make_hang())
+    text = page.show(make_snapshot())
+    assert text.index("worker_stuck_in_fetch") < text.index("job-17")
+    assert "worker 1 of train has been fetching for 90 s" in text
+    assert "r1 · rank 0" in text
+    assert ", 90 s ago" in text
+    assert "data.py" not in text  # folded
+    assert page.browser.evaluate("document.title").startswith("⚠")
+    page.browser.evaluate("document.querySelector('.stacks').open = true")
+    stacks = page.browser.text()
+    assert (
+        "worker 1 · pid 5001 · state D · in read() · waits in nfs_wait_bit · sample 18112" in stacks
+    )
+    assert (
+        '"MainThread" 5001 holds the GIL\n  at Photos.__getitem__ (/home/alice/data.py:48)'
+        in stacks
+    )
+    assert "rank · pid 4242" in stacks
+    assert "not permitted to look into process 4242" in stacks
+
+
+def test_stacks_stay_open_and_appear_when_they_are_taken(page: Page) -> None:
+    number = page.hangs.add(make_hang(processes=()))
+    assert "stacks" not in page.show(make_snapshot())
+    page.hangs.change(number, processes=make_hang().processes)
+    page.publish(make_snapshot(time=NOW + 1))
+    page.publish(make_snapshot(time=NOW + 2))
+    page.browser.evaluate("document.querySelector('.stacks').open = true")
+    page.publish(make_snapshot(time=NOW + 3))
+    assert "at Photos.__getitem__" in page.browser.text()
+
+
+def test_findings_go_when_they_are_over(page: Page) -> None:
+    warning = make_finding(name="orphan_workers", sentence="2 workers live on", worker="")
+    text = page.show(make_snapshot(findings=(warning,)))
+    assert "2 workers live on" in text
+    assert not page.browser.evaluate("document.title").startswith("⚠")
+    page.publish(make_snapshot(findings=(), time=NOW + 1))
+    assert page.browser.evaluate("document.getElementById('findings').hidden")
+
+
+def test_many_findings_are_cut_and_nothing_in_them_becomes_markup(page: Page) -> None:
+    name = "<img src=x onerror=alert(1)>"
+    many = tuple(make_finding(worker=str(n), sentence=name * 3, run=name) for n in range(60))
+    text = page.show(make_snapshot(findings=many))
+    assert name in text
+    assert "and 10 more" in text
+    assert page.browser.evaluate("document.querySelectorAll('.finding').length") == 50
 
 
 def test_it_says_when_the_agent_is_gone_and_recovers_by_itself(page: Page) -> None:

@@ -84,6 +84,8 @@ def ask(
         ("/", "text/html; charset=utf-8", b"<title>dlmon</title>"),
         ("/page.js", "text/javascript; charset=utf-8", b"import"),
         ("/view.js", "text/javascript; charset=utf-8", b"export"),
+        ("/findings.js", "text/javascript; charset=utf-8", b"export"),
+        ("/dom.js", "text/javascript; charset=utf-8", b"export"),
         ("/page.css", "text/css; charset=utf-8", b":root"),
         ("/favicon.svg", "image/svg+xml", b"<svg"),
         ("/metrics", "text/plain; version=0.0.4; charset=utf-8", b"dlmon_rank_up{"),
@@ -106,7 +108,15 @@ def test_every_endpoint_answers(server: Server, path: str, content_type: str, pa
 
 
 def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
-    for path in ("/", "/page.js", "/view.js", "/page.css", "/favicon.svg"):
+    for path in (
+        "/",
+        "/page.js",
+        "/view.js",
+        "/findings.js",
+        "/dom.js",
+        "/page.css",
+        "/favicon.svg",
+    ):
         _, body = ask(server, path)
         urls = set(re.findall(rb"(?:https?:)?//[a-z0-9.-]+\.[a-z]+[^\s\"']*", body))
         assert urls <= {b"http://www.w3.org/2000/svg"}  # a name, never fetched

@@ -4,6 +4,8 @@ import {
   History, bytes, configText, duration, loaderKey, loaderView, number, perSecond, percent,
   rankFacts, rankKey, rankWarnings,
 } from "./view.js";
+import { $, make, setClass, setLabel, setText, sync, syncTexts } from "./dom.js";
+import { showFindings, wantsHangs } from "./findings.js";
 
 const POLL_MS = 1000;
 const ANSWER_WITHIN_MS = 5000;
@@ -18,55 +20,8 @@ const WORKER_COLUMNS = [
   ["progress", (worker) => (worker.progress === null ? "–" : `${duration(worker.progress)} ago`)],
 ];
 
-const $ = (id) => document.getElementById(id);
 const history = new History();
 const natural = new Intl.Collator("en", { numeric: true }).compare;
-
-// --- small tools ---
-
-function make(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
-function setText(node, text) {
-  if (node.textContent !== text) node.textContent = text; // leaves a selection alone
-}
-
-function setLabel(node, text) {
-  if (node.getAttribute("aria-label") !== text) node.setAttribute("aria-label", text);
-}
-
-function setClass(node, className) {
-  if (node.className !== className) node.className = className;
-}
-
-const children = new WeakMap();
-
-// Makes the children of `parent` those of `items`, each kept as long as its key is there.
-function sync(parent, items, keyOf, create, update) {
-  const known = children.get(parent) ?? new Map();
-  const next = new Map();
-  let place = null;
-  for (const item of items) {
-    const key = keyOf(item);
-    const child = known.get(key) ?? create(item);
-    next.set(key, child);
-    const wanted = place ? place.nextSibling : parent.firstChild;
-    if (child.node !== wanted) parent.insertBefore(child.node, wanted);
-    place = child.node;
-    update(child, item);
-  }
-  for (const [key, child] of known) if (!next.has(key)) child.node.remove();
-  children.set(parent, next);
-}
-
-function syncTexts(list, texts) {
-  sync(list, texts.map((text, place) => ({ text, place })), (item) => item.place,
-    () => ({ node: make("li") }), (child, item) => setText(child.node, item.text));
-}
 
 // --- runs and ranks ---
 
@@ -305,7 +260,8 @@ function show(snapshot) {
   $("dead").hidden = dead === 0;
   setText($("dead"), `${dead} dead`);
   setText($("version"), `· dlmon ${snapshot.agent.version}`);
-  document.title = `${dead ? "⚠ " : ""}dlmon · ${location.host}`;
+  const critical = showFindings(snapshot, hangs);
+  document.title = `${dead || critical ? "⚠ " : ""}dlmon · ${location.host}`;
   showRefused(snapshot.refused);
 }
 
@@ -318,6 +274,7 @@ function showRefused(refused) {
 
 // --- polling ---
 
+let hangs = []; // what the agent keeps of hangs, the newest first
 let seen = ""; // when the last good snapshot came, as the reader's clock has it
 
 function alarm(text) {
@@ -333,6 +290,16 @@ function alarm(text) {
 function trouble(reason) {
   const since = seen && ` What you see is from ${seen}.`;
   alarm(`${reason}.${since} Trying again every second.`);
+}
+
+// Their stacks are worth asking for only while something is found of which they are not known.
+async function askHangs() {
+  try {
+    const response = await fetch("api/v1/hangs", { signal: AbortSignal.timeout(ANSWER_WITHIN_MS) });
+    return response.ok ? (await response.json()).hangs : hangs;
+  } catch {
+    return hangs;
+  }
 }
 
 async function poll() {
@@ -352,6 +319,7 @@ async function poll() {
     const snapshot = await response.json();
     const { age_seconds: age, interval_seconds: interval } = snapshot.agent;
     seen = new Date(Date.now() - 1000 * age).toLocaleTimeString();
+    if (wantsHangs(snapshot, hangs)) hangs = await askHangs();
     if (history.push(snapshot)) show(snapshot);
     if (age > Math.max(STALE_SECONDS, 3 * interval)) {
       trouble("The agent answers, but it cannot look at this machine");
