@@ -218,11 +218,12 @@ KINDS: tuple[Kind, ...] = (
         severity=Severity.CRITICAL,
         meaning=(
             "A cgroup will reach its memory limit within the hour at the rate at which it has "
-            "been growing."
+            "been growing, or nearly has reached it; the kernel then kills a process in it."
         ),
         signals=(
-            "Anonymous and shared memory, never page cache, by a robust fit over at least "
-            "five minutes, or above 95 % of the limit."
+            "Anonymous and shared memory of the level whose limit is reached first, never page "
+            "cache: steady growth by a robust fit over five to ten minutes and more than half "
+            "of the limit in use, or 95 % in use."
         ),
         advice=("Fewer workers or less memory in each; see what is found about the workers."),
     ),
@@ -233,7 +234,11 @@ KINDS: tuple[Kind, ...] = (
             "The /dev/shm through which workers hand over batches is nearly full; workers "
             "will die of bus errors."
         ),
-        signals=("More than 90 % used as the rank sees it."),
+        signals=(
+            "More than 90 % used as the rank sees it, until less than 86 %; the evidence says "
+            "how much the rank and each worker have mapped, a batch in both of them counting "
+            "in both."
+        ),
         advice=("A larger `--shm-size` or `emptyDir`, fewer batches prefetched, smaller batches."),
     ),
     Kind(
@@ -241,8 +246,12 @@ KINDS: tuple[Kind, ...] = (
         severity=Severity.WARNING,
         meaning=("Workers' own memory grows steadily, and not because shared pages are copied."),
         signals=(
-            "USS grows by a robust fit over epochs, and PSS or the memory of all processes "
-            "together with it."
+            "Anonymous memory, of which a copy of a shared page takes no more than the page "
+            "itself did, grows by a robust fit from a process's second epoch on, for a whole "
+            "one, or for half an hour: by 32 MB and 2 % at least, at its end at half the rate "
+            "of its beginning, and beyond what chance makes. Processes that live for one epoch "
+            "each are compared at the same age. Caches that fill in a first epoch, warm-up and "
+            "mapped files are not reported."
         ),
         advice=("Look for what the dataset keeps: caches, lists appended to, open files."),
     ),
@@ -253,8 +262,9 @@ KINDS: tuple[Kind, ...] = (
             "Workers come to have copies of memory that they shared with the training process."
         ),
         signals=(
-            "USS grows while RSS does not: shared pages become private, since reference "
-            "counts are written to them."
+            "Since a worker's first scan, memory that it shared has become its own (USS grows "
+            "while RSS does not), since reference counts are written to objects: 100 MB and "
+            "10 % of its memory at least, which garbage collection alone does not do."
         ),
         advice=(
             "Keep samples' descriptions in an array or tensor instead of a list or dict of objects."
@@ -264,7 +274,7 @@ KINDS: tuple[Kind, ...] = (
         name="open_files_nearly_exhausted",
         severity=Severity.WARNING,
         meaning=("A process has nearly as many files open as it may have."),
-        signals=("More than 90 % of the soft limit."),
+        signals=("More than 90 % of its soft limit, until less than 86 %."),
         advice=(
             '`torch.multiprocessing.set_sharing_strategy("file_system")`, a higher `ulimit '
             "-n`, or a leak of files in the dataset."

@@ -233,20 +233,39 @@ def leak(points: Sequence[Point], processes: int, now_bytes: int) -> float | Non
     """
     usable = sorted(_after_warm_up(points, processes), key=lambda point: point.age)
     xy = [(point.age, point.grown) for point in usable]
-    first, last = xy[: len(xy) // 3], xy[-(len(xy) // 3) :]
-    if not first:
+    if _rise(xy) < max(LEAK_BYTES, LEAK_RATIO * now_bytes):  # cheap, and nearly always so
         return None
+    return steady_growth(xy)
+
+
+def steady_growth(points: Sequence[tuple[float, int]]) -> float | None:
+    """Return the rate at which a size grows, if it does so steadily and not by chance.
+
+    Args:
+        points: Seconds and bytes, by time.
+
+    Returns:
+        Bytes per second, above 0; None if it does not grow, levels off, or may only fluctuate.
+    """
+    half = len(points) // 2
+    earlier = growth_bytes_per_second(points[: half + 1])
+    later = growth_bytes_per_second(points[half:])
+    rate = growth_bytes_per_second(points)
+    if earlier is None or later is None or rate is None or rate <= 0:
+        return None
+    if later < STEADY * max(earlier, rate) or _trend(points) < TREND:
+        return None
+    return rate if _rise(points) >= SIGNAL * _spread(points, rate) else None
+
+
+def _rise(points: Sequence[tuple[float, int]]) -> float:
+    """Return by how much the fitted line rises, nearly: cheaper than a fit."""
+    third = len(points) // 3
+    if not third:
+        return 0.0
+    first, last = points[:third], points[-third:]
     rise = statistics.median(y for _, y in last) - statistics.median(y for _, y in first)
-    rise *= 1.5  # the middles of the thirds are two thirds of it apart
-    if rise < max(LEAK_BYTES, LEAK_RATIO * now_bytes):
-        return None
-    rate = growth_bytes_per_second(xy)
-    half = len(xy) // 2
-    earlier, later = growth_bytes_per_second(xy[: half + 1]), growth_bytes_per_second(xy[half:])
-    if rate is None or rate <= 0 or earlier is None or later is None:
-        return None
-    steady = later >= STEADY * max(earlier, rate)
-    return rate if steady and _trend(xy) >= TREND and rise >= SIGNAL * _spread(xy, rate) else None
+    return 1.5 * rise  # the middles of the thirds are two thirds of it apart
 
 
 def _trend(points: Sequence[tuple[float, int]]) -> float:

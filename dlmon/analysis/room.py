@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from dlmon.analysis.memory import STEADY, growth_bytes_per_second
+from dlmon.analysis.memory import steady_growth
 from dlmon.analysis.sizes import duration, size
 from dlmon.observe.snapshot import CgroupMemory, Finding, Rank, Snapshot
 
@@ -39,7 +39,7 @@ class RoomWatcher:
             interval_seconds: Between two points of a cgroup's memory. The fit takes 30 to 60.
         """
         self._interval = interval_seconds
-        self._used: dict[str, deque[tuple[float, int]]] = {}
+        self._used: dict[str, tuple[tuple[tuple[float, int], ...], float | None]] = {}
         self._since: dict[_Key, float] = {}
 
     def look(self, snapshot: Snapshot) -> tuple[Snapshot, Sequence[Finding]]:
@@ -72,17 +72,12 @@ class RoomWatcher:
 
     def _rate(self, path: str, now: float, used: int) -> float | None:
         """Return how fast a cgroup's memory has been growing for a while, and still does."""
-        points = self._used.setdefault(path, deque(maxlen=_POINTS))
+        points, rate = self._used.get(path, ((), None))
         if not points or not 0 <= now - points[-1][0] < self._interval * 0.9:
-            points.append((now, used))
-        if len(points) < _LEAST_POINTS or used <= points[0][1]:
-            return None
-        all_of_it = list(points)
-        later = growth_bytes_per_second(all_of_it[len(all_of_it) // 2 :])
-        rate = growth_bytes_per_second(all_of_it)
-        if rate is None or later is None or rate <= 0 or later < STEADY * rate:
-            return None
-        return min(rate, later)
+            points = (*points[1 - _POINTS :], (now, used))
+            rate = steady_growth(points) if len(points) >= _LEAST_POINTS else None
+            self._used[path] = (points, rate)
+        return rate
 
 
 def _limit(

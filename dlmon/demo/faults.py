@@ -62,9 +62,13 @@ FAULTS = {
         (
             "here: nothing, as long as there is memory",
             "workers of train: their memory grows by some MB a second and never goes down",
+            "after a whole epoch of that the finding worker_memory_leak, with the rate",
             "it ends at 1.5 GB in all, or at a quarter of the free memory if that is less",
         ),
-        ("dlmon_worker_resident_memory_bytes",),
+        (
+            "dlmon_worker_unique_memory_bytes",
+            'dlmon_finding{finding="worker_memory_leak"}',
+        ),
         1,
     ),
     "slow-worker": Fault(

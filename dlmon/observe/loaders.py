@@ -214,9 +214,12 @@ def discarded(part: Part) -> int:
 
 def config(reading: Reading) -> dict[str, str]:
     """Return the labels of `dlmon_loader_info`, "" where the rank did not say."""
+    return {key: _setting(reading, key) for key in CONFIG}
+
+
+def _setting(reading: Reading, key: str) -> str:
     given = reading.info.get("config")
-    values: Mapping[object, object] = given if isinstance(given, dict) else {}
-    return {key: text(values.get(key, "")) for key in CONFIG}
+    return text(given.get(key, "")) if isinstance(given, dict) else ""
 
 
 def text(value: object) -> str:
@@ -330,7 +333,7 @@ def _owed(part: Part, slot: int) -> int | None:
     streams of some workers have ended.
     """
     reading = part.reading
-    known = config(reading)["in_order"] == "true" and not reading.info.get("iterable")
+    known = _setting(reading, "in_order") == "true" and not reading.info.get("iterable")
     if not known or part.phase is Phase.IDLE or "dispatch" in _missing_hooks(part):
         return None
     workers, dispatched = reading.layout.workers, reading.rank["dispatched"]
@@ -417,8 +420,11 @@ def _sum_phases(parts: Sequence[Mapping[Phase, float]]) -> dict[Phase, float]:
 def _histogram(cells: Sequence[Cells], counts: str, total: str) -> Histogram:
     buckets = [0] * layout.HISTOGRAM_BUCKETS
     for c in cells:
-        for i, count in enumerate(c.run(counts)[: layout.HISTOGRAM_BUCKETS]):
-            buckets[i] += max(0, count)
+        run = c.run(counts)[: layout.HISTOGRAM_BUCKETS]
+        if any(run):  # of many workers, at every look: most buckets are empty
+            buckets[: len(run)] = [
+                b + n if n > 0 else b for b, n in zip(buckets, run, strict=False)
+            ]
     return Histogram(tuple(buckets), _total(cells, total) / NANOSECONDS)
 
 

@@ -32,6 +32,9 @@ from dlmon.observe.usage import Usages
 from dlmon.segment.layout import HOOKS
 from dlmon.segment.reader import Reading
 
+_COUNTED = ("fetch_seconds", "cpu_seconds", "read_bytes", "major_faults")
+"""What of a worker is held at its highest value."""
+
 INFO = ("user", "script", "python", "torch", "dlmon", "local_rank", "world_size")
 
 
@@ -293,18 +296,13 @@ def _held(histogram: Histogram, before: Histogram) -> Histogram:
 
 
 def _worker_held(worker: Worker, before: Worker) -> Worker:
-    cpu = [s for s in (worker.cpu_seconds, before.cpu_seconds) if s is not None]
-    return replace(
-        worker,
-        fetch_seconds=max(worker.fetch_seconds, before.fetch_seconds),
-        cpu_seconds=max(cpu, default=None),
-        read_bytes=_larger(worker.read_bytes, before.read_bytes),
-        major_faults=_larger(worker.major_faults, before.major_faults),
-    )
-
-
-def _larger(one: int | None, other: int | None) -> int | None:
-    return max((number for number in (one, other) if number is not None), default=None)
+    lower = {
+        name: value
+        for name in _COUNTED
+        if (value := getattr(before, name)) is not None
+        and ((now := getattr(worker, name)) is None or now < value)
+    }
+    return replace(worker, **lower) if lower else worker
 
 
 def _cgroups(ranks: Iterable[Rank]) -> dict[str, CgroupMemory]:

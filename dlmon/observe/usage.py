@@ -12,7 +12,7 @@ import resource
 import time
 from collections.abc import Collection, Hashable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dlmon.observe.memory import ProcessId, Scanned, Scanner
@@ -80,11 +80,15 @@ class Usages:
         scanned = None
         if self._scanner is not None:
             scanned = self._scanner.note(key, process, sample.resident_bytes or 0)
-        return replace(
-            look.seen,
-            read_bytes=self._read.total(key),
-            major_faults=self._faults.add(key, process, sample.major_faults),
-            scanned=scanned,
+        seen = look.seen
+        return Usage(  # with `replace` a tenth of a look at all workers would be this
+            self._read.total(key),
+            self._faults.add(key, process, sample.major_faults),
+            seen.open_fds,
+            seen.max_fds,
+            seen.anonymous_bytes,
+            seen.shm_bytes,
+            scanned,
         )
 
     def gone(self, key: Hashable) -> Usage:

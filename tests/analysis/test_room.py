@@ -64,7 +64,7 @@ def test_a_limit_within_the_hour_is_told_with_the_time_that_is_left() -> None:
     "used",
     [
         pytest.param(lambda _: 80 * GB, id="much, but steady"),
-        pytest.param(lambda second: min(90, 0.1 * second) * GB, id="loads, then stays"),
+        pytest.param(lambda second: min(45, 0.1 * second) * GB, id="loads, then stays"),
         pytest.param(lambda second: 45 * GB * (1 - math.exp(-second / 300)), id="levels off"),
         pytest.param(lambda second: (70 + 15 * math.sin(second / 30)) * GB, id="waves"),
         pytest.param(lambda _: random.gauss(70, 5) * GB, id="noise"),
