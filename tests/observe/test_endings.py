@@ -126,15 +126,22 @@ def test_a_worker_that_torch_terminates_has_not_died(
     job = run_job(JOB)
     facts(job)
     with observer(segment_dir) as observing:
+        assert len(pids(observing.observe())) == 2
         job.tell("break")  # both workers sleep in a fetch; torch waits 5 s for each
-        idle = "idle after the shutdown"
-        snapshot, ended = watched(
-            observing, until=lambda s, _: abnormal(s) == {"sigterm": 2}, what=idle
-        )
         facts(job, 2)
+        over = [None, None]
+        snapshot, ended = watched(
+            observing,
+            until=lambda s, _: [w.up for w in loader(s, "train").workers] == over,
+            what="the end of the workers",
+        )
+        ended += observing.observe().ended
         assert ended == []
+        assert abnormal(snapshot) == {}, "torch has not asked yet how they ended"
         assert loader(snapshot, "train").last_abnormal_exit is None
-        assert [worker.up for worker in loader(snapshot, "train").workers] == [None, None]
+        job.tell()
+        job.finish()
+        assert observing.observe().ended == ()
 
 
 # ── exit codes ───────────────────────────────────────────────────────────────────────────────────
