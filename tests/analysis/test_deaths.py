@@ -74,6 +74,24 @@ def test_what_is_not_known_is_not_said(changes: dict[str, Any], words: str) -> N
     assert not death.sentence.endswith((",", ";", " "))
 
 
+def test_of_who_was_replaced_within_a_second_it_is_said_what_was_seen() -> None:
+    last = make_worker(3, fetching_since=NOW - 1.2, fetch_index=640, fetch_samples=64)
+    gone = ended(replaced=True, fetching_since=None, fetch_index=None, fetch_samples=0)
+    death = deaths.of_worker(gone, None, None, last, {})
+    assert death.sentence == (
+        "worker 3 of train was OOM-killed, last seen fetching 64 samples from index 640 on; "
+        "RSS 412 MB"
+    )
+    assert (death.fetch_index, death.doing_seconds) == (640, None)
+
+
+def test_of_very_many_workers_those_that_fetched_the_longest_are_kept() -> None:
+    workers = tuple(make_worker(i, fetching_since=NOW - i) for i in range(200))
+    death = deaths.of_worker(ended(), None, make_loader(workers=workers), None, {})
+    kept = [int(str(other["worker"])) for other in death.others[1:]]
+    assert kept == list(range(200 - deaths.MOST_OTHERS, 200))
+
+
 @pytest.mark.parametrize("reason", EXIT_REASONS)
 def test_every_reason_has_its_words(reason: str) -> None:
     assert deaths.ended_how(reason, None) != "died"
