@@ -130,10 +130,10 @@ class Deaths:
     def _memory(
         self, subject: tuple[str, str, str, str], since: float | None, now: float
     ) -> Memory:
-        """Return the last points of a subject in which its memory is known."""
+        """Return the last points of a subject in which it had memory: who is ending has none."""
         points = self._history.points(subject, max(since or 0.0, now - LAST_SECONDS)) or {}
         names = [name for name in points if name == "time" or name.endswith("_bytes")]
-        rows = [i for i, value in enumerate(points.get("resident_bytes", ())) if value is not None]
+        rows = [i for i, value in enumerate(points.get("resident_bytes", ())) if value]
         step = max(1, -(-len(rows) // LAST_POINTS))
         rows = rows[::-1][::step][::-1]  # the last one stays
         return {name: [points[name][i] for i in rows] for name in names} if rows else {}
@@ -147,7 +147,7 @@ class Deaths:
                 self._ranks[rank.key] = rank
             for loader in rank.loaders:
                 for worker in loader.workers:
-                    if worker.up:
+                    if worker.up and worker.resident_bytes != 0:  # else it is ending already
                         place = (rank.key, loader.name, worker.slot)
                         self._workers[place] = (rank, loader, worker)
 

@@ -133,4 +133,4 @@ def from_json(document: object) -> Death:
             fits = value is None or isinstance(value, int | float)
         if not fits:
             raise TypeError(name)
-    return Death(**values)
+    return Death(**{**values, "others": tuple(values.get("others", ()))})

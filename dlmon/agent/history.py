@@ -1,7 +1,7 @@
 """The last minutes of every rank, loader and worker, in little memory.
 
 Each has a ring of numbers in arrays, made as large as they are needed. With the default of 900 s at
-1 Hz a worker takes 41 kB, 128 workers 5 MB.
+1 Hz a worker takes 46 kB, 128 workers 6 MB.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ are made of.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dlmon.analysis.robust import slope
 from dlmon.observe.snapshot import Ended, Loader, Rank, Worker, WorkerState
@@ -36,12 +37,15 @@ _ENDED = {
 }
 
 _DOING = {
-    WorkerState.IDLE: "while idle",
-    WorkerState.FETCHING: "while fetching",
-    WorkerState.HANDING_OVER: "while handing over a batch",
-    WorkerState.STOPPED: "while stopped",
-    WorkerState.HUNG: "while hung",
+    WorkerState.IDLE: "idle",
+    WorkerState.FETCHING: "fetching",
+    WorkerState.HANDING_OVER: "handing over a batch",
+    WorkerState.STOPPED: "stopped",
+    WorkerState.HUNG: "hung",
 }
+
+MOST_OTHERS = 64
+"""Of a loader with more workers, those that had been fetching the longest are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +114,25 @@ def of_worker(
         last: The worker, likewise.
         memory: The points of its last minutes, none if they are not known.
     """
+    if ended.replaced and last is not None:
+        ended = replace(
+            ended,
+            fetching_since=last.fetching_since,
+            fetch_index=last.fetch_index,
+            fetch_samples=last.fetch_samples,
+        )
     doing, seconds = _doing_of(ended, last)
     samples = ended.fetch_samples or _batch_size(loader)
     growth = _growth(memory)
     what = f"worker {ended.worker}" if ended.worker is not None else "a worker"
     parts = [f"{what} of {ended.loader} {ended_how(ended.reason, ended.exitcode)}"]
+    if doing:
+        parts[0] += ", last seen " if ended.replaced else " while "
+        parts[0] += _DOING[WorkerState[doing.upper()]]
     if doing == "fetching":
-        parts[0] += " while fetching" + _samples(samples, ended.fetch_index)
-    elif doing:
-        parts[0] += " " + _DOING[WorkerState[doing.upper()]]
-    if doing and seconds is not None:
-        parts[0] += f"{',' if doing == 'fetching' else ''} for {duration(seconds)}"
+        parts[0] += _samples(samples, ended.fetch_index)
+    if seconds is not None:
+        parts[0] += f", for {duration(seconds)}"
     words = _memory_words(last, growth)
     others = () if loader is None else _others(loader, None, ended.worker, ended.died)
     return Death(
@@ -137,7 +149,7 @@ def of_worker(
         sentence="; ".join(parts + words),
         doing=doing,
         doing_seconds=seconds,
-        fetch_index=ended.fetch_index,
+        fetch_index=ended.fetch_index if doing == "fetching" else None,
         fetch_samples=samples if doing == "fetching" else 0,
         resident_bytes=None if last is None else last.resident_bytes,
         proportional_bytes=None if last is None else last.proportional_bytes,
@@ -233,9 +245,10 @@ def duration(seconds: float) -> str:
 
 
 def _doing_of(ended: Ended, last: Worker | None) -> tuple[str, float | None]:
+    """Return the state that a worker died in, and for how long it had been fetching by then."""
     if ended.fetching_since is not None:
-        since = None if ended.died is None else max(0.0, ended.died - ended.fetching_since)
-        return "fetching", since
+        known = ended.died is not None and not ended.replaced
+        return "fetching", max(0.0, (ended.died or 0) - ended.fetching_since) if known else None
     if last is None or last.state is None or last.state not in _DOING:
         return "", None
     if last.state is WorkerState.FETCHING:
@@ -306,8 +319,10 @@ def _others(
         "seconds": None if since is None or died is None else max(0.0, died - since),
     }
     before = {} if last is None else {worker.slot: worker for worker in last.workers}
-    rows = [_other(loader, w, before.get(w.slot), died) for w in loader.workers if w.slot != dead]
-    return (loop, *rows)
+    others = [worker for worker in loader.workers if worker.slot != dead]
+    longest = sorted(others, key=lambda worker: worker.fetching_since or math.inf)[:MOST_OTHERS]
+    longest.sort(key=lambda worker: worker.slot)
+    return (loop, *(_other(loader, w, before.get(w.slot), died) for w in longest))
 
 
 def _other(

@@ -49,8 +49,10 @@ FAULTS = {
             "here: the RuntimeError that torch raises in the loop, then new workers and epoch 3",
             "loader train: one exit by sigkill and when it was, which stay",
             "loader train: new workers started, batches fetched and never delivered",
+            "in the same terminal as `dlmon ps`, `dlmon ps --dead`: what the worker did last",
         ),
         (
+            'dlmon_finding{finding="worker_died"}',
             'dlmon_loader_worker_exits_total{reason="sigkill"}',
             "dlmon_loader_last_abnormal_exit_timestamp_seconds",
             "dlmon_loader_discarded_batches_total",

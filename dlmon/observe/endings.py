@@ -29,6 +29,9 @@ GRACE_SECONDS = 5.0
 """So long after a worker ended by SIGTERM, or nobody knows how, its loop must have gone on for that
 to be a death and no part of a shutdown."""
 
+MOST_UNSEEN = 32
+"""Exits by a reason that one look believes a segment of which nothing was seen from here."""
+
 _WORKER_DIED = ERRORS.index("worker_died")
 
 
@@ -287,7 +290,7 @@ class Endings:
         """
         told = _told(book.part.reading.rank) > book.told
         for reason in (*ABNORMAL, "sigterm"):
-            for _ in range(min(book.counts.unclaimed[reason], 1000)):
+            for _ in range(min(book.counts.unclaimed[reason], MOST_UNSEEN)):
                 process = next((w.process for w in book.workers.values() if w.process), None)
                 shown = self._shown(reason, process or book.rank.process)
                 book.counts.rename(reason, shown)
@@ -359,6 +362,7 @@ def _ended(book: _Book, writer: _Writer | None, shown: str) -> Ended:
         fetching_since=None if since is None else clock.moment(since),
         fetch_index=None if since is None else meaning.fetch_index(cells),
         fetch_samples=0 if since is None else max(0, cells["samples_each"]),
+        replaced=writer.replaced,
     )
 
 

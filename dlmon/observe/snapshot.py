@@ -350,6 +350,7 @@ class Ended:
         exitcode: As `multiprocessing` has it, None if not known.
         died: Unix time, to within a look; None if that was before the first one.
         fetching_since, fetch_index, fetch_samples: What it was at, as in `Worker`.
+        replaced: Another process had its slot before this was noticed: what it was at is not known.
     """
 
     key: str
@@ -365,6 +366,7 @@ class Ended:
     fetching_since: float | None = None
     fetch_index: int | None = None
     fetch_samples: int = 0
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,3 +263,19 @@ def test_loopback_is_told(host: str) -> None:
 )
 def test_what_is_not_loopback_is_told(host: str) -> None:
     assert not is_loopback(host)
+
+
+# --- what may be null ---
+
+
+def test_the_directory_for_evidence_is_absolute_or_null(tmp_path: Path) -> None:
+    for text, expected in (("null", None), ("~", None), ("", None), ("/var/x", "/var/x")):
+        config = read(tmp_path, f"keep: {{evidence_dir: {text}}}\n")
+        assert config.keep.evidence_dir == expected
+    assert complaint(tmp_path, "keep: {evidence_dir: var/x}\n") == (
+        ":1: keep.evidence_dir: 'var/x' (a string) is not allowed; expected an absolute path, or"
+        " null"
+    )
+    assert ":1: keep.dead_seconds: nothing is not allowed" in complaint(
+        tmp_path, "keep: {dead_seconds: }\n"
+    )

@@ -1,0 +1,276 @@
+"""History, last words and evidence: what is remembered, for how long, and who may ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import tracemalloc
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlmon.agent import evidence, past
+from dlmon.agent.deaths import HOLD_SECONDS, MOST, ORPHANED_SECONDS, Deaths
+from dlmon.agent.evidence import Evidence
+from dlmon.agent.history import MOST_POINTS, History
+from dlmon.agent.routes import Request
+from dlmon.analysis.deaths import Death
+from dlmon.observe.snapshot import Ended, Finding, Snapshot
+from tests.agent.samples import NOW, make_loader, make_rank, make_snapshot, make_worker
+
+WORKER = ("job-17", "0", "train", "1")
+
+
+def at(time: float, **changes: Any) -> Snapshot:
+    return make_snapshot(make_rank(key="k", **changes), time=time)
+
+
+def ended(time: float, **changes: Any) -> Ended:
+    made = Ended("1-a.seg/1/1", "k", "job-17", "0", "train", 1, 5001, "sigkill", -9, time)
+    return dataclasses.replace(made, **changes)
+
+
+# --- history ---
+
+
+def test_the_last_minutes_are_kept_and_no_more() -> None:
+    history = History(900, 1)
+    for second in range(2000):
+        history.look(at(NOW + second))
+    points = history.points(WORKER)
+    assert points is not None
+    assert points["time"] == [NOW + second for second in range(1100, 2000)]
+    assert points["resident_bytes"][0] == 412_000_000
+    assert points["unique_bytes"][0] is None
+    assert {len(column) for column in points.values()} == {900}
+    some = history.points(WORKER, NOW + 1998)
+    assert some is not None
+    assert some["time"] == [NOW + 1998, NOW + 1999]
+
+
+def test_of_a_long_time_the_points_are_further_apart() -> None:
+    history = History(36_000, 1)
+    for second in range(100):
+        history.look(at(NOW + second))
+    points = history.points(WORKER)
+    assert points is not None
+    assert points["time"] == [NOW + second for second in range(0, 100, 36_000 // MOST_POINTS)]
+
+
+def test_who_is_gone_for_that_long_is_forgotten() -> None:
+    history = History(60, 1)
+    history.look(at(NOW))
+    history.look(make_snapshot(make_rank("7"), time=NOW + 59))
+    assert WORKER in history.subjects()
+    history.look(make_snapshot(make_rank("7"), time=NOW + 61))
+    assert WORKER not in history.subjects()
+
+
+def test_without_history_nothing_is_kept() -> None:
+    history = History(0, 1)
+    history.look(at(NOW))
+    assert history.points(WORKER) is None
+
+
+def test_the_history_of_128_workers_fits() -> None:
+    rank = make_rank(loaders=(make_loader(workers=tuple(map(make_worker, range(128)))),))
+    snapshots = [make_snapshot(rank, time=NOW + second) for second in range(1000)]
+    history = History(900, 1)
+    tracemalloc.start()
+    try:
+        for snapshot in snapshots:
+            history.look(snapshot)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 8_000_000
+
+
+# --- who died ---
+
+
+def names(found: tuple[Snapshot, Any]) -> list[str]:
+    return [one.name for one in found[1]]
+
+
+def only(found: tuple[Snapshot, Any]) -> Finding:
+    (one,) = found[1]
+    assert isinstance(one, Finding)
+    return one
+
+
+def dead(time: float, **changes: Any) -> Snapshot:
+    return at(time, up=False, died=NOW, died_of="sigkill", **changes)
+
+
+def test_a_dead_worker_is_told_until_its_loader_delivers_in_a_later_iteration() -> None:
+    deaths = Deaths(History(0, 1), 3600, None)
+    deaths.look(at(NOW))
+    death = dataclasses.replace(at(NOW + 1), ended=(ended(NOW + 1),))
+    finding = only(deaths.look(death))
+    assert (finding.name, finding.worker, finding.since) == ("worker_died", "1", NOW + 1)
+    assert "RSS 412 MB" in finding.sentence
+    later = NOW + 2 + HOLD_SECONDS
+    for epochs, delivered, expected in (
+        (3, later, ["worker_died"]),
+        (4, NOW, ["worker_died"]),
+        (4, later, []),
+    ):
+        loader = make_loader(epochs=epochs, last_delivery=delivered)
+        assert names(deaths.look(at(later, loaders=(loader,)))) == expected
+    assert [one.key for one in deaths.known()] == [ended(0).key], "it is kept"
+
+
+def test_a_death_is_kept_and_told_for_a_time_and_then_forgotten() -> None:
+    deaths = Deaths(History(0, 1), 600, None)
+    deaths.look(dataclasses.replace(at(NOW), ended=(ended(NOW),)))
+    assert names(deaths.look(make_snapshot(make_rank("7"), time=NOW + 599))) == ["worker_died"]
+    assert names(deaths.look(make_snapshot(make_rank("7"), time=NOW + 601))) == []
+    assert deaths.known() == []
+
+
+def test_a_reason_that_becomes_known_later_replaces_the_first() -> None:
+    deaths = Deaths(History(0, 1), 3600, None)
+    for reason in ("lost", "oom_kill", "lost"):
+        deaths.look(dataclasses.replace(at(NOW), ended=(ended(NOW, reason=reason),)))
+    (death,) = deaths.known()
+    assert death.reason == "oom_kill"
+
+
+def test_only_the_newest_deaths_are_kept() -> None:
+    deaths = Deaths(History(0, 1), 3600, None)
+    for i in range(MOST + 5):
+        deaths.look(dataclasses.replace(at(NOW + i), ended=(ended(NOW + i, key=str(i)),)))
+    known = deaths.known()
+    assert [known[0].key, known[-1].key, len(known)] == [str(MOST + 4), "5", MOST]
+
+
+def test_a_dead_rank_is_told_and_its_orphans_when_they_had_time_to_end() -> None:
+    deaths = Deaths(History(0, 1), 3600, None)
+    deaths.look(at(NOW - 1))
+    orphan = make_worker(2, orphan=True, process_state="S")
+    loaders = (make_loader(workers=(orphan,)),)
+    early = deaths.look(dead(NOW, orphan_workers=1, loaders=loaders))
+    assert names(early) == ["rank_died"]
+    later = deaths.look(dead(NOW + ORPHANED_SECONDS, orphan_workers=1, loaders=loaders))
+    assert names(later) == ["rank_died", "orphan_workers"]
+    assert later[1][1].sentence == (
+        "1 worker of rank 0 of run job-17, which is dead, lives on and holds 412 MB"
+    )
+    assert later[1][1].evidence == {"worker 2 of train": "pid 5002, state S, RSS 412 MB"}
+
+
+# --- evidence ---
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "made" / "evidence"
+
+
+def make_death(key: str = "k", **changes: Any) -> Death:
+    death = Death(key, "worker", "r", "0", "train", "1", 7, "sigkill", -9, NOW, "worker 1 died")
+    return dataclasses.replace(death, **changes)
+
+
+def test_evidence_outlives_its_agent(folder: Path) -> None:
+    death = make_death(memory={"time": [NOW], "resident_bytes": [1.0]}, others=({"worker": "2"},))
+    Evidence(str(folder)).write(death)
+    assert Evidence(str(folder)).read() == [death]
+    assert oct(folder.stat().st_mode & 0o777) == "0o700"
+    (path,) = folder.iterdir()
+    assert oct(path.stat().st_mode & 0o777) == "0o600"
+    deaths = Deaths(History(0, 1), 3600, Evidence(str(folder)))
+    deaths.look(at(NOW + 10))
+    assert deaths.known() == [death]
+
+
+def test_evidence_is_bounded_in_number_and_size(folder: Path) -> None:
+    kept = Evidence(str(folder))
+    for i in range(evidence.MOST_FILES + 3):
+        kept.write(make_death(str(i)))
+        os.utime(max(folder.iterdir(), key=lambda p: p.stat().st_mtime_ns), (NOW + i, NOW + i))
+    assert len(list(folder.iterdir())) == evidence.MOST_FILES
+    kept.write(make_death("large", others=[{"worker": "x" * evidence.MOST_BYTES}]))
+    assert {path.stat().st_size < 1000 for path in folder.iterdir()} == {True}
+
+
+def test_a_disk_that_does_not_take_it_costs_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    kept = Evidence(str(tmp_path / "file" / "evidence"))
+    with caplog.at_level(logging.WARNING, "dlmon"):
+        for _ in range(3):
+            kept.write(make_death())
+    (line,) = caplog.messages
+    assert line.startswith(f"cannot keep last words in {tmp_path}/file/evidence: ")
+    assert kept.read() == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        "nonsense",
+        '{"key": 1}',
+        "\xff",
+        "[" * 50_000,
+        '{"key": "k", "kind": "rank"}',
+    ],
+)
+def test_what_is_no_evidence_is_passed_over(folder: Path, content: str) -> None:
+    kept = Evidence(str(folder))
+    kept.write(make_death())
+    (folder / "death-x.json").write_text(content, encoding="latin-1")
+    (folder / "death-link.json").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "death-fifo.json")
+    assert kept.read() == [make_death()]
+
+
+# --- who asks ---
+
+
+def test_history_answers_with_columns_and_says_what_is_wrong_with_a_query() -> None:
+    history = History(900, 1)
+    history.look(at(NOW))
+
+    def ask(query: str) -> tuple[int, dict[str, Any]]:
+        answer = past.history(history, Request("/api/v1/history", query=query))
+        found: dict[str, Any] = json.loads(answer.body)
+        return answer.status, found
+
+    status, found = ask("run=job-17&rank=0&loader=train")
+    assert (status, found["worker"], found["points"]["batches"]) == (HTTPStatus.OK, "", [400.0])
+    assert found["points"]["wait_seconds"] == [73.0]
+    for query, code, words in (
+        ("", 400, "parameter 'run' is missing"),
+        ("run=a", 400, "parameter 'rank' is missing"),
+        ("run=a&rank=0&worker=1", 400, "parameter 'worker' needs 'loader'"),
+        ("run=a&rank=0&rank=1", 400, "parameter 'rank' is given twice"),
+        ("run=a&rank=0&x=1", 400, "unknown parameter 'x'; there are run, rank, loader, worker"),
+        ("run", 400, "query 'run' is not of the form"),
+        ("run=%ff&rank=0", 400, "is not of the form"),
+        ("run=a&rank=0", 404, "no history of run=a, rank=0; there is run=job-17, rank=0; "),
+    ):
+        status, found = ask(query)
+        assert status == code, query
+        assert words in found["error"]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_paths_are_for_trusted_clients_only(trusted: bool) -> None:
+    deaths = Deaths(History(0, 1), 3600, None)
+    deaths.look(at(NOW))
+    deaths.look(dead(NOW + 1))
+    answer = past.deaths(deaths, Request("/api/v1/deaths", trusted=trusted))
+    (found,) = json.loads(answer.body)["deaths"]
+    assert found["kind"] == "rank"
+    assert ("train.py" in answer.body.decode()) is trusted
+    assert ("/user.slice" in answer.body.decode()) is trusted
