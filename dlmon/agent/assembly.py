@@ -81,7 +81,7 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     gpus.start()
     finder.start()
     if node:
-        containers.start()
+        containers.start(wait_seconds=1.0)  # or jobs in containers appear late, as unobserved ones
     return agent
 
 

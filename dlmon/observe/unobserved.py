@@ -29,12 +29,14 @@ from dlmon.observe.snapshot import Unobserved, UnobservedWorker
 LOOK_SECONDS = 5.0
 """From one look to the next."""
 
-SETTLED_SECONDS = 2.0
-"""How old a worker must be: a younger one may not have been seen yet by who reads segments."""
+SETTLED_SECONDS = 8.0
+"""How old a worker must be: who reads segments may not have seen those of a younger one yet, in a
+container above all, which is looked for every five seconds."""
 
 KEPT_GROUPS = 256
 """Of so many users and scripts the totals are kept while they have no worker."""
 
+_UNTOLD_SECONDS = 0.1
 _NAME = "pt_data_worker"
 _WITH_ARGUMENT = "XW"  # options of python that take a word
 
@@ -81,6 +83,7 @@ class Finder:
         self._known: dict[int, _Worker] = {}
         self._ended: dict[tuple[str, str], _Total] = {}
         self._observed: frozenset[int] = frozenset()
+        self._told = False
         self._found: tuple[Unobserved, ...] = ()
         self._failed = False
         self._aside = Aside("dlmon-unobserved", self._turn)
@@ -101,6 +104,7 @@ class Finder:
                 for as long as it lives.
         """
         self._observed = self._observed.union(observed)
+        self._told = True
         return self._found
 
     def scan(self) -> tuple[Unobserved, ...]:
@@ -119,6 +123,8 @@ class Finder:
         return self._groups(found)
 
     def _turn(self) -> float:
+        if not self._told:  # or everybody would be unobserved at first
+            return _UNTOLD_SECONDS
         try:
             self._found = self.scan()
         except Exception:

@@ -229,6 +229,7 @@ def test_a_search_that_fails_is_logged_once_and_goes_on(
         raise OSError("no /proc")
 
     monkeypatch.setattr(finder_in_thread, "scan", fails)
+    assert finder_in_thread.now(()) == ()  # before it is told who is observed it does not look
     wait_for(lambda: len(looks) > 2, "further looks")
     assert finder_in_thread.now(()) == ()
     assert len([record for record in caplog.records if "unobserved" in record.message]) == 1
