@@ -24,6 +24,7 @@ from dlmon.observe import processes
 from dlmon.observe.aside import Aside
 from dlmon.observe.due import Due
 from dlmon.observe.loaders import text
+from dlmon.observe.memory import Scanner
 from dlmon.observe.snapshot import Unobserved, UnobservedWorker
 
 LOOK_SECONDS = 5.0
@@ -76,8 +77,14 @@ class _Total:
 class Finder:
     """Keeps looking for unobserved workers."""
 
-    def __init__(self, look_seconds: float = LOOK_SECONDS) -> None:
-        """Prepare; nothing is looked for before `start`."""
+    def __init__(self, look_seconds: float = LOOK_SECONDS, scanner: Scanner | None = None) -> None:
+        """Prepare; nothing is looked for before `start`.
+
+        Args:
+            look_seconds: From one look to the next.
+            scanner: Scans them for PSS and USS, in the thread that looks; None for neither.
+        """
+        self._scanner = scanner
         self._every = look_seconds
         self._due = Due()
         self._known: dict[int, _Worker] = {}
@@ -120,6 +127,9 @@ class Finder:
             one = self._look_at(pid)
             if one is not None:
                 found[self._known[pid].group].append(one)
+        if self._scanner is not None:
+            self._scanner.keep([worker.pid for group in found.values() for worker in group])
+            self._scanner.run()
         return self._groups(found)
 
     def _turn(self) -> float:
@@ -156,6 +166,10 @@ class Finder:
         orphan = orphan or sample.parent != known.first_parent
         known.cpu_seconds = sample.cpu_seconds
         known.read_bytes = _read_bytes(pid)
+        scanned = None
+        if self._scanner is not None and sample.status != "Z":
+            process = (pid, sample.start_ticks)
+            scanned = self._scanner.note(pid, process, sample.resident_bytes or 0)
         return UnobservedWorker(
             pid=pid,
             parent=None if orphan or not parent else parent,
@@ -165,6 +179,9 @@ class Finder:
             resident_bytes=None if sample.status == "Z" else sample.resident_bytes,
             read_bytes=known.read_bytes,
             orphan=orphan,
+            proportional_bytes=scanned.rollup.proportional if scanned else None,
+            unique_bytes=scanned.rollup.unique if scanned else None,
+            scanned=scanned.time if scanned else None,
         )
 
     def _groups(

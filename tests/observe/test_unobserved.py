@@ -17,6 +17,7 @@ from dlmon.agent.admission import MOST_UNOBSERVED, Detail, admit
 from dlmon.catalog import Subject, series_per
 from dlmon.observe import unobserved
 from dlmon.observe.due import Due
+from dlmon.observe.memory import Scanner
 from dlmon.observe.snapshot import Unobserved, UnobservedWorker
 from dlmon.observe.unobserved import Finder, script_of
 from tests.agent.samples import make_snapshot, make_unobserved
@@ -124,6 +125,20 @@ def test_workers_are_found_with_their_job_and_what_they_use(
         assert abs(worker.started - time.time()) < 300
     assert group.user
     assert group.cpu_seconds == pytest.approx(sum(worker.cpu_seconds for worker in group.workers))
+
+
+def test_their_memory_is_scanned_within_the_budget(run_job: JobStarter) -> None:
+    start(run_job)
+    finder = Finder(scanner=Scanner(0.1, 0.5))
+    group = until(finder, UNSEEN, lambda workers: all(worker.scanned for worker in workers))
+    for worker in group.workers:
+        assert worker.resident_bytes is not None
+        assert 0 < (worker.unique_bytes or 0) <= (worker.proportional_bytes or 0)
+        assert (worker.proportional_bytes or 0) < worker.resident_bytes  # torch's pages are shared
+    without = Finder(scanner=Scanner(0.1, 0.0))
+    for _ in range(3):
+        group = until(without, UNSEEN, lambda workers: len(workers) == 2)
+        assert {worker.scanned for worker in group.workers} == {None}
 
 
 def test_a_stopped_worker_is_stopped_and_an_orphan_has_no_parent(run_job: JobStarter) -> None:
