@@ -25,6 +25,9 @@ from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Snapshot
 from dlmon.observe.unobserved import Finder
 
+_UNOBSERVED_SHARE = 0.2
+"""Of the budget for scans, for workers of jobs without the shim."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Eyes:
@@ -56,7 +59,9 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
         UsageError: It cannot listen there.
     """
     gpus = Gpus(config.interval_seconds)
-    finder = Finder()
+    interval, budget = config.memory.pss_interval_seconds, config.memory.pss_cpu_budget_ratio
+    unobserved = budget * _UNOBSERVED_SHARE
+    finder = Finder(scanner=Scanner(interval, unobserved))
     containers = Containers(config.dirs)
     observer = Observer(
         config.dirs,
@@ -65,7 +70,7 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
         segments_per_user=config.limits.segments_per_user,
         gpus=gpus.now,
         unobserved=finder.now,
-        scanner=Scanner(config.memory.pss_interval_seconds, config.memory.pss_cpu_budget_ratio),
+        scanner=Scanner(interval, budget - unobserved),
         containers=containers.now,
     )
     history = History(config.keep.history_seconds, config.interval_seconds)
@@ -81,7 +86,7 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     gpus.start()
     finder.start()
     if node:
-        containers.start()
+        containers.start(wait_seconds=1.0)  # or jobs in containers appear late, as unobserved ones
     return agent
 
 

@@ -227,7 +227,7 @@ class Evidence:
         pids = {}
         if worker is not None and worker.pid is not None:
             pids[f"worker {worker.slot}"] = worker.pid
-        if rank is not None and rank.pid:
+        if rank is not None and rank.visible:
             pids["rank"] = rank.pid
         self._send(_Order(number, pids, with_stacks=not trouble))
         return number

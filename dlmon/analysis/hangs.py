@@ -123,7 +123,9 @@ class HangWatcher:
     def _pin_thread_dead(self, facts: LoaderFacts) -> bool:
         """Say whether a thread that pinned is gone; look for it only while that may matter."""
         loader, pid = facts.loader, facts.rank.pid
-        if self._pin_threads is None or not _pins(loader) or not _names_threads(facts.rank):
+        if self._pin_threads is None or not facts.rank.visible:
+            return False
+        if not _pins(loader) or not _names_threads(facts.rank):
             return False
         seen, looks = self._pinning.get(pid, (False, 0))
         if not seen and looks < _PIN_LOOKS:  # without an accelerator there never is one

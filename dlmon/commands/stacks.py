@@ -178,7 +178,7 @@ def lines(seen: Looked) -> Iterator[str]:
 
 
 def _of_rank(rank: Rank) -> Iterator[Subject]:
-    if rank.up and rank.pid:
+    if rank.visible:
         yield Subject(rank.pid, rank)
     for loader in rank.loaders:
         for worker in loader.workers:

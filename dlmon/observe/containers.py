@@ -83,9 +83,9 @@ class Containers:
         self._failed = False
         self._aside = Aside("dlmon-containers", self._turn)
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._aside.start()
+    def start(self, wait_seconds: float = 0.0) -> None:
+        """Begin to look, and wait up to `wait_seconds` for the end of the first look."""
+        self._aside.start(wait_seconds)
 
     def close(self) -> None:
         """Look no more, and let go of all directories."""

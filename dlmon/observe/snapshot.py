@@ -300,7 +300,8 @@ class UnobservedWorker:
         resident_bytes: RSS.
         read_bytes: Read from storage; None where that may not be known.
         orphan: Its training process is gone.
-        proportional_bytes, unique_bytes: PSS and USS; None where they were not looked at.
+        proportional_bytes, unique_bytes: PSS and USS at the last scan, which was at `scanned`; None
+            before the first.
     """
 
     pid: int
@@ -313,6 +314,7 @@ class UnobservedWorker:
     orphan: bool
     proportional_bytes: int | None = None
     unique_bytes: int | None = None
+    scanned: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

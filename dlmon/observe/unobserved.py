@@ -24,17 +24,20 @@ from dlmon.observe import processes
 from dlmon.observe.aside import Aside
 from dlmon.observe.due import Due
 from dlmon.observe.loaders import text
+from dlmon.observe.memory import Scanner
 from dlmon.observe.snapshot import Unobserved, UnobservedWorker
 
 LOOK_SECONDS = 5.0
 """From one look to the next."""
 
-SETTLED_SECONDS = 2.0
-"""How old a worker must be: a younger one may not have been seen yet by who reads segments."""
+SETTLED_SECONDS = 8.0
+"""How old a worker must be: who reads segments may not have seen those of a younger one yet, in a
+container above all, which is looked for every five seconds."""
 
 KEPT_GROUPS = 256
 """Of so many users and scripts the totals are kept while they have no worker."""
 
+_UNTOLD_SECONDS = 0.1
 _NAME = "pt_data_worker"
 _WITH_ARGUMENT = "XW"  # options of python that take a word
 
@@ -74,13 +77,20 @@ class _Total:
 class Finder:
     """Keeps looking for unobserved workers."""
 
-    def __init__(self, look_seconds: float = LOOK_SECONDS) -> None:
-        """Prepare; nothing is looked for before `start`."""
+    def __init__(self, look_seconds: float = LOOK_SECONDS, scanner: Scanner | None = None) -> None:
+        """Prepare; nothing is looked for before `start`.
+
+        Args:
+            look_seconds: From one look to the next.
+            scanner: Scans them for PSS and USS, in the thread that looks; None for neither.
+        """
+        self._scanner = scanner
         self._every = look_seconds
         self._due = Due()
         self._known: dict[int, _Worker] = {}
         self._ended: dict[tuple[str, str], _Total] = {}
         self._observed: frozenset[int] = frozenset()
+        self._told = False
         self._found: tuple[Unobserved, ...] = ()
         self._failed = False
         self._aside = Aside("dlmon-unobserved", self._turn)
@@ -101,6 +111,7 @@ class Finder:
                 for as long as it lives.
         """
         self._observed = self._observed.union(observed)
+        self._told = True
         return self._found
 
     def scan(self) -> tuple[Unobserved, ...]:
@@ -116,9 +127,14 @@ class Finder:
             one = self._look_at(pid)
             if one is not None:
                 found[self._known[pid].group].append(one)
+        if self._scanner is not None:
+            self._scanner.keep([worker.pid for group in found.values() for worker in group])
+            self._scanner.run()
         return self._groups(found)
 
     def _turn(self) -> float:
+        if not self._told:  # or everybody would be unobserved at first
+            return _UNTOLD_SECONDS
         try:
             self._found = self.scan()
         except Exception:
@@ -150,6 +166,10 @@ class Finder:
         orphan = orphan or sample.parent != known.first_parent
         known.cpu_seconds = sample.cpu_seconds
         known.read_bytes = _read_bytes(pid)
+        scanned = None
+        if self._scanner is not None and sample.status != "Z":
+            process = (pid, sample.start_ticks)
+            scanned = self._scanner.note(pid, process, sample.resident_bytes or 0)
         return UnobservedWorker(
             pid=pid,
             parent=None if orphan or not parent else parent,
@@ -159,6 +179,9 @@ class Finder:
             resident_bytes=None if sample.status == "Z" else sample.resident_bytes,
             read_bytes=known.read_bytes,
             orphan=orphan,
+            proportional_bytes=scanned.rollup.proportional if scanned else None,
+            unique_bytes=scanned.rollup.unique if scanned else None,
+            scanned=scanned.time if scanned else None,
         )
 
     def _groups(

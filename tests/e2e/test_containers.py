@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from dlmon.commands import stacks
 from dlmon.observe import containers
 from dlmon.observe.containers import Containers
+from tests.agent.samples import make_rank
 from tests.agents import Agent, running
 from tests.jobs import JobStarter, wait_for
 
@@ -332,3 +334,8 @@ def test_an_agent_in_a_container_sees_that_jobs_outside_live(
     assert (up, visible) == (True, False)
     assert set(process.values()) == {None}  # no process here is this one, whatever pid it wrote
     assert batches > 0
+
+
+def test_no_stack_is_taken_of_a_pid_that_is_another_namespaces() -> None:
+    assert list(stacks._of_rank(make_rank(visible=False, loaders=()))) == []
+    assert [subject.pid for subject in stacks._of_rank(make_rank(loaders=()))] == [4242]

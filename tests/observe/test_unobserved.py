@@ -17,6 +17,7 @@ from dlmon.agent.admission import MOST_UNOBSERVED, Detail, admit
 from dlmon.catalog import Subject, series_per
 from dlmon.observe import unobserved
 from dlmon.observe.due import Due
+from dlmon.observe.memory import Scanner
 from dlmon.observe.snapshot import Unobserved, UnobservedWorker
 from dlmon.observe.unobserved import Finder, script_of
 from tests.agent.samples import make_snapshot, make_unobserved
@@ -126,6 +127,20 @@ def test_workers_are_found_with_their_job_and_what_they_use(
     assert group.cpu_seconds == pytest.approx(sum(worker.cpu_seconds for worker in group.workers))
 
 
+def test_their_memory_is_scanned_within_the_budget(run_job: JobStarter) -> None:
+    start(run_job)
+    finder = Finder(scanner=Scanner(0.1, 0.5))
+    group = until(finder, UNSEEN, lambda workers: all(worker.scanned for worker in workers))
+    for worker in group.workers:
+        assert worker.resident_bytes is not None
+        assert 0 < (worker.unique_bytes or 0) <= (worker.proportional_bytes or 0)
+        assert (worker.proportional_bytes or 0) < worker.resident_bytes  # torch's pages are shared
+    without = Finder(scanner=Scanner(0.1, 0.0))
+    for _ in range(3):
+        group = until(without, UNSEEN, lambda workers: len(workers) == 2)
+        assert {worker.scanned for worker in group.workers} == {None}
+
+
 def test_a_stopped_worker_is_stopped_and_an_orphan_has_no_parent(run_job: JobStarter) -> None:
     job = start(run_job)
     finder = Finder()
@@ -229,6 +244,7 @@ def test_a_search_that_fails_is_logged_once_and_goes_on(
         raise OSError("no /proc")
 
     monkeypatch.setattr(finder_in_thread, "scan", fails)
+    assert finder_in_thread.now(()) == ()  # before it is told who is observed it does not look
     wait_for(lambda: len(looks) > 2, "further looks")
     assert finder_in_thread.now(()) == ()
     assert len([record for record in caplog.records if "unobserved" in record.message]) == 1
