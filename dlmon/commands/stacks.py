@@ -25,6 +25,7 @@ from dlmon.agent.config import load
 from dlmon.commands import _table
 from dlmon.errors import UsageError
 from dlmon.observe import kernel, stacks
+from dlmon.observe.containers import Containers
 from dlmon.observe.kernel import Doing
 from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Loader, Rank, Snapshot, Worker
@@ -86,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
         UsageError: There is no such run, rank or process.
     """
     directories = load(None, {"--dir": args.dir} if args.dir else {}).dirs
-    with closing(Observer(directories)) as observer:
+    with closing(Observer(directories, containers=Containers(directories).look)) as observer:
         snapshot = observer.observe()
     found = [look(subject, snapshot.time) for subject in subjects(snapshot, args.target, args.rank)]
     if isinstance(sys.stdout, TextIOWrapper):

@@ -54,14 +54,16 @@ class Place:
         path: As seen from here when it was found; the process in it may be gone.
         fd: The directory.
         uid: The user, as seen from here, to whom the files in it must belong; None for any.
+        namespace: The mount namespace in which it was found.
     """
 
-    __slots__ = ("__weakref__", "fd", "path", "uid")
+    __slots__ = ("__weakref__", "fd", "namespace", "path", "uid")
 
-    def __init__(self, path: str, fd: int, uid: int | None) -> None:
+    def __init__(self, path: str, fd: int, uid: int | None, namespace: str) -> None:
         self.path = path
         self.fd = fd
         self.uid = uid
+        self.namespace = namespace
         weakref.finalize(self, os.close, fd)
 
 
@@ -78,6 +80,7 @@ class Containers:
         self._due = Due()
         self._namespaces: dict[int, str] = {}
         self._places: dict[Identity, Place] = {}
+        self._namespace = ""
         self._in_memory: set[int] = set()
         self._found: tuple[Place, ...] = ()
         self._failed = False
@@ -101,9 +104,14 @@ class Containers:
         self._ask_namespaces()
         before, self._places = self._places, {}
         taken = {identity for d in self._directories for identity in _own(d)}
-        for pids in self._by_namespace():
+        namespaces = self._by_namespace()
+        for self._namespace, pids in namespaces.items():
             # Some processes of a container may have a root of their own, or none any more.
             any(self._search(pid, before, taken) for pid in pids[:ROOTS_TRIED])
+        for identity, place in before.items():
+            # Not seen for once; opened anew by another path, its segments would be there twice.
+            if identity not in taken and place.namespace in namespaces and _linked(place.fd):
+                self._places[identity] = place
         return tuple(self._places.values())
 
     def say(self) -> str:
@@ -129,14 +137,14 @@ class Containers:
             with suppress(OSError):
                 self._namespaces[pid] = os.readlink(f"/proc/{pid}/ns/mnt")
 
-    def _by_namespace(self) -> Iterator[list[int]]:
-        """Yield the processes of each mount namespace other than this process's."""
+    def _by_namespace(self) -> dict[str, list[int]]:
+        """Return the processes of each mount namespace other than this process's."""
         groups: dict[str, list[int]] = {}
         for pid, namespace in sorted(self._namespaces.items()):
             groups.setdefault(namespace, []).append(pid)
         with suppress(OSError):
             groups.pop(os.readlink("/proc/self/ns/mnt"), None)
-        yield from groups.values()
+        return groups
 
     def _search(self, pid: int, before: dict[Identity, Place], taken: set[Identity]) -> bool:
         """Add what is below a process's root, unless it is to be seen from elsewhere too.
@@ -188,7 +196,7 @@ class Containers:
             os.close(fd)
             return False
         taken.add(identity)
-        place = Place(path, fd, uid)
+        place = Place(path, fd, uid, self._namespace)
         self._places[identity] = before.get(identity, place)
         return True
 
@@ -229,6 +237,11 @@ def _own(directory: str) -> Iterator[Identity]:
     for path, _ in files.user_directories(directory):
         with suppress(OSError):
             yield _identity(os.stat(path))
+
+
+def _linked(fd: int) -> bool:
+    """Return whether an open directory still is in its file system."""
+    return os.fstat(fd).st_nlink > 0
 
 
 def _identity(status: os.stat_result) -> Identity:

@@ -318,6 +318,24 @@ def test_a_link_instead_of_a_users_directory_is_not_followed(
         held.wait()
 
 
+def test_a_directory_that_is_not_found_for_once_is_the_same_when_it_is_again(
+    segment_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = f"mount -t tmpfs own /dev/shm; mkdir {segment_dir}"
+    held = subprocess.Popen([*NAMESPACES, "sh", "-ec", f"{own}; exec sleep 600"])
+    try:
+        looking = Containers([str(segment_dir)])
+        (place,) = wait_for(looking.look, "the place")
+        with monkeypatch.context() as patched:
+            patched.setattr(looking, "_search", lambda *_: False)
+            assert looking.look() == (place,)
+        assert looking.look() == (place,)
+    finally:
+        held.kill()
+        held.wait()
+    wait_for(lambda: looking.look() == (), "its end")
+
+
 def test_an_agent_in_a_container_sees_that_jobs_outside_live(
     run_job: JobStarter, segment_dir: Path
 ) -> None:
