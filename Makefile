@@ -48,6 +48,10 @@ check: lint gen-check test  ## lint, generated files up to date, tests: before e
 slow: $(INSTALLED) tools  ## run the tests marked slow
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
+.PHONY: soak
+soak: $(INSTALLED)  ## half an hour of healthy and hanging jobs: all that hangs is found, and only that
+	@SOAK_SECONDS=1800 $(BIN)/python -m pytest -m slow tests/e2e/test_soak.py $(ARGS)
+
 # The frameworks pull gigabytes and pins of their own: they get an environment beside .venv.
 ECOSYSTEM := .venv-ecosystem
 ECOSYSTEM_INSTALLED := $(ECOSYSTEM)/.installed
