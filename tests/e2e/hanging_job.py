@@ -1,12 +1,14 @@
 """A job of many runs, each of which hangs in another way; a line to a run's FIFO lets it go on.
 
-Usage: hanging_job.py FOLDER LIBRARY NAME...; LIBRARY has `wait_in_vfork`, or is empty.
+Usage: hanging_job.py FOLDER LIBRARY NAME...; LIBRARY has `wait_in_vfork`, or is empty. What follows
+a hyphen in a name tells runs of one kind apart.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import sys
 import threading
@@ -79,6 +81,46 @@ def healthy(_: str) -> None:
             if number == 300:
                 break
         time.sleep(3.0)
+
+
+def varied(name: str) -> None:
+    """Healthy, and as irregular as jobs are: skewed and bursty fetches, long firsts and pauses."""
+    draw = random.Random(name)
+
+    class Skewed(Numbers):
+        slowness = 0.0
+        opened = False
+
+        def __getitem__(self, index: int) -> Any:
+            if not self.opened:
+                self.opened = True
+                time.sleep(draw.uniform(1.0, 5.0))
+            if index % 40 == 0:
+                self.slowness = draw.gauss(0, 1.1)
+            time.sleep(draw.lognormvariate(self.slowness, 1.0) * 0.01)
+            return torch.tensor(index)
+
+    while True:
+        workers = draw.randrange(3)
+        persistent = workers > 0 and draw.random() < 0.5
+        data = Skewed(length=draw.randrange(50, 400))
+        train = DataLoader(data, num_workers=workers, persistent_workers=persistent, shuffle=True)
+        dlmon.name(train, "train")
+        val = dlmon.name(DataLoader(Skewed(length=60), num_workers=1), "val")
+        for _ in range(3):
+            irregular_epoch(train, val, draw)
+            time.sleep(draw.uniform(0.0, 6.0))
+
+
+def irregular_epoch(train: Any, val: Any, draw: random.Random) -> None:
+    for number, _batch in enumerate(train):
+        time.sleep(draw.lognormvariate(0, 1.0) * 0.004)
+        if number == 40:
+            loop(val)
+        if draw.random() < 0.005:
+            time.sleep(draw.uniform(1.0, 8.0))  # writes a checkpoint
+        if draw.random() < 0.003:
+            break
 
 
 def stopped(_: str) -> None:
@@ -216,7 +258,7 @@ def main() -> None:
                 continue
             os.environ["RANK"] = str(rank)
             dlmon.instrument(run=run, rank=rank)
-            globals()[run](run)
+            globals()[run.partition("-")[0]](run)
             os._exit(0)
     for pid in children:
         os.waitpid(pid, 0)
