@@ -165,6 +165,17 @@ def _removed(group: Path) -> bool:
     return not group.exists()
 
 
+RELEASE = tuple(int(part) for part in os.uname().release.split(".")[:2])
+TOLD_TO_STRANGERS = pytest.mark.skipif(
+    RELEASE < (6, 15), reason="Linux before 6.15 tells exit codes to parents only"
+)
+
+
+def marks(how: str, method: str) -> list[pytest.MarkDecorator]:
+    slow = [] if (how, method) in QUICK else [pytest.mark.slow]
+    return slow + ([TOLD_TO_STRANGERS] if method == "forkserver" else [])
+
+
 REASONS = {"sigkill": "sigkill", "_exit": "error", "segfault": "sigsegv", "oom": "oom_kill"}
 QUICK = {("sigkill", "forkserver"), ("segfault", "fork"), ("oom", "fork")}
 
@@ -172,7 +183,7 @@ QUICK = {("sigkill", "forkserver"), ("segfault", "fork"), ("oom", "fork")}
 @pytest.mark.parametrize(
     ("how", "method"),
     [
-        pytest.param(how, method, marks=[pytest.mark.slow] * ((how, method) not in QUICK))
+        pytest.param(how, method, marks=marks(how, method))
         for how in REASONS
         for method in ("fork", "spawn", "forkserver")
     ],
@@ -235,6 +246,7 @@ def test_an_exception_of_the_dataset_and_an_interrupt_are_no_deaths(
         assert findings(agent) == {}
 
 
+@TOLD_TO_STRANGERS
 def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
     run_job: JobStarter,
     segment_dir: Path,
