@@ -18,7 +18,10 @@ from dlmon.analysis.sizes import duration, size
 from dlmon.observe.snapshot import Finding, Loader, Rank, Snapshot, Worker
 
 POINTS = 64
-"""Points kept of a worker; when there are more, every other one goes."""
+"""Points kept of a worker; when there are more, every other one goes, or the oldest one."""
+
+MOST_SPACING_SECONDS = 160.0
+"""Between two points: they go back two to three hours at most, for what leaks may begin late."""
 
 _RECENT = 5
 _FEW_PROCESSES = 2
@@ -110,6 +113,15 @@ class _Slot:
         """Bytes copied by this process so far, or by the one before in its whole life."""
         return max(self.copied_before, self.copies[-1][1] if self.copies else 0)
 
+    def thin(self, interval: float) -> None:
+        """Keep as many points as may be."""
+        if len(self.points) > POINTS:
+            wider = max(interval, self.spacing) * 2
+            if wider <= MOST_SPACING_SECONDS:
+                self.points, self.spacing = self.points[::2], wider
+            else:
+                del self.points[0]
+
 
 @dataclass(frozen=True, slots=True)
 class _Case:
@@ -135,7 +147,7 @@ class MemoryWatcher:
         """
         self._interval = interval_seconds
         self._slots: dict[tuple[_Key, int], _Slot] = {}
-        self._epochs: dict[_Key, tuple[float, float | None]] = {}
+        self._epochs: dict[_Key, tuple[int, float | None, float | None]] = {}
         self._since: dict[tuple[str, _Key], float] = {}
 
     def look(self, snapshot: Snapshot) -> tuple[Snapshot, Sequence[Finding]]:
@@ -180,13 +192,12 @@ class MemoryWatcher:
         return Finding(name, run, rank, loader, "", since, sentence, evidence)
 
     def _epoch_seconds(self, key: _Key, loader: Loader) -> float | None:
-        """Return how long the last epoch took, from its begin to that of the next."""
-        began, seconds = self._epochs.get(key, (None, None))
-        if loader.last_epoch is not None and loader.last_epoch != began:
-            # The clocks that a moment is told by are read one after the other: it jitters.
-            if began is not None and loader.last_epoch - began > 0.01:
-                seconds = loader.last_epoch - began
-            self._epochs[key] = (loader.last_epoch, seconds)
+        """Return how long an epoch takes, from its begin to that of the next."""
+        number, began, seconds = self._epochs.get(key, (-1, None, None))
+        if loader.epochs != number:
+            if began is not None and loader.last_epoch is not None and loader.epochs > number:
+                seconds = max(0.0, loader.last_epoch - began) / (loader.epochs - number)
+            self._epochs[key] = (loader.epochs, loader.last_epoch, seconds)
         return seconds
 
     def _note(self, key: _Key, loader: Loader, worker: Worker, now: float) -> _Slot:
@@ -200,8 +211,9 @@ class MemoryWatcher:
             slot.copied_before = slot.copies[-1][1] if slot.copies else 0
             slot.copies = []
             slot.processes += 1
-            slot.pid, slot.started = worker.pid, worker.started
+            slot.pid = worker.pid
             slot.base, slot.first_epoch = worker.anonymous_bytes, loader.epochs
+        slot.started = worker.started  # the same moment; a clock that is set right drifts
         age = now - slot.started
         if worker.scanned is not None and worker.copied_bytes is not None:
             _note_copied(slot, worker.scanned - slot.started, worker.copied_bytes)
@@ -209,9 +221,7 @@ class MemoryWatcher:
         if last is None or not 0 <= age - last < max(self._interval, slot.spacing) * 0.9:
             grown = worker.anonymous_bytes - slot.base
             slot.points.append(Point(age, grown, loader.epochs - slot.first_epoch))
-            if len(slot.points) > POINTS:
-                slot.points = slot.points[::2]
-                slot.spacing = max(self._interval, slot.spacing) * 2
+            slot.thin(self._interval)
             slot.rate = leak(slot.points, slot.processes, worker.anonymous_bytes)
         return slot
 

@@ -159,6 +159,30 @@ def test_a_leak_in_one_endless_epoch_is_found_within_the_hour() -> None:
     assert "per hour" in found[-1][0].sentence
 
 
+def test_a_leak_that_begins_after_many_hours_is_found_within_three() -> None:
+    begun = 8 * 3600.0
+    watcher = MemoryWatcher()
+    found: list[Finding] = []
+    for second in range(0, int(begun) + 3 * 3600, 60):
+        grown = max(0.0, second - begun) * 0.02 * MB
+        worker = make_worker(0, started=NOW, anonymous_bytes=int(BASE + grown))
+        found = look(watcher, worker, second, second // 3600, 3600)
+        assert not found or second > begun
+    assert [one.name for one in found] == ["worker_memory_leak"]
+
+
+def test_a_clock_that_drifts_or_is_set_makes_no_leak_and_hides_none() -> None:
+    watcher = MemoryWatcher()
+    found: list[Finding] = []
+    for second in range(0, 2000, STEP):
+        drift = 0.01 * second + 3600 * (second > 900)
+        worker = make_worker(
+            0, started=NOW + drift, anonymous_bytes=int(BASE + leaking(second // 10 * 10))
+        )
+        found = look(watcher, worker, second + drift, second // 200, 200)
+    assert [one.name for one in found] == ["worker_memory_leak"]
+
+
 def test_a_leak_that_has_ended_is_no_longer_reported() -> None:
     found = list(run(lambda age: leaking(min(age, 600)), seconds=3000))
     assert found[600 // STEP]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from dlmon import catalog
 from tests.agents import Agent, running
 from tests.jobs import Job, JobStarter
+from tests.memory_cgroups import memory_cgroup
 
 CONFIG = """
 interval_seconds: 0.2
@@ -147,3 +149,45 @@ def test_a_leak_erosion_and_health_are_told_apart_within_three_epochs(
         worker = '{loader="array",rank="0",run="memory",worker="1"}'
         assert all(f"\n{metric.name}{worker} " in page for metric in OF_WORKERS)
         assert f"\n{catalog.CGROUP_MEMORY_ANON.name}{{cgroup=" in page
+
+
+GROWS = """
+    import time
+
+    import dlmon
+
+    dlmon.instrument(run="grows", rank=0)
+
+    from torch.utils.data import DataLoader
+
+    if __name__ == "__main__":
+        input()
+        kept = []
+        for _ in dlmon.name(DataLoader(list(range(1_000_000))), "train"):
+            if len(kept) < 300:
+                kept.append(bytearray(b"x") * 1_000_000)
+            time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def limited() -> Iterator[Path]:
+    """A memory cgroup with a limit of 600 MB."""
+    with memory_cgroup(600_000_000) as directory:
+        yield directory
+
+
+def test_a_job_that_grows_towards_the_limit_of_its_cgroup_is_told_of_before(
+    limited: Path, run_job: JobStarter, segment_dir: Path, config: Path
+) -> None:
+    with running("--config", str(config), "--dir", str(segment_dir)) as agent:
+        job = run_job(GROWS)
+        (limited / "cgroup.procs").write_text(str(job.pid))
+        job.tell()
+        found = job.wait_for(lambda: findings(agent), "a finding")
+    assert [(one["name"], one["run"], one["rank"]) for one in found] == [
+        ("memory_limit_soon", "grows", "0")
+    ]
+    assert f"of the 600 MB that cgroup /{limited.name} may have" in found[0]["sentence"]
+    assert found[0]["evidence"]["cgroup"] == f"/{limited.name}"
+    assert float(found[0]["evidence"]["seconds_to_limit"]) < 3600

@@ -11,7 +11,8 @@ import pytest
 from dlmon.observe import cgroups
 from dlmon.observe.cgroups import Cgroup
 from dlmon.observe.snapshot import CgroupMemory
-from tests.jobs import JobStarter, wait_for
+from tests.jobs import JobStarter
+from tests.memory_cgroups import memory_cgroup
 
 
 @pytest.fixture
@@ -247,22 +248,11 @@ def test_a_process_without_cgroups_has_no_memory_of_theirs() -> None:
     assert cgroups.of(2**30).memory() == CgroupMemory()
 
 
-V1_ROOT = Path("/sys/fs/cgroup/memory")
-
-
 @pytest.fixture
 def limited() -> Iterator[Path]:
-    """A memory cgroup of the kernel's, version 1, with a limit of 64 MB."""
-    if not os.access(V1_ROOT / "cgroup.procs", os.W_OK):
-        pytest.skip("needs root and a memory controller of version 1")
-    directory = V1_ROOT / f"dlmon-test-{os.getpid()}"
-    directory.mkdir()
-    try:
-        (directory / "memory.limit_in_bytes").write_text(f"{64 << 20}")
+    """A memory cgroup with a limit of 64 MB."""
+    with memory_cgroup(64 << 20) as directory:
         yield directory
-    finally:
-        wait_for(lambda: not (directory / "cgroup.procs").read_text(), "members gone")
-        directory.rmdir()
 
 
 USES = """

@@ -87,12 +87,8 @@ def test_workers_have_their_sizes_and_share_most_of_it(job: Job, segment_dir: Pa
     assert path is not None
     assert path in Path(f"/proc/{job.pid}/cgroup").read_text()
     assert set(snapshot.cgroups) == {path}
-
-
-def test_without_a_scanner_there_is_no_pss_and_no_uss(job: Job, segment_dir: Path) -> None:
-    with observing(segment_dir) as observer:
+    with observing(segment_dir) as observer:  # without a scanner there is no PSS and no USS
         snapshots = [observer.observe() for _ in range(3)]
-    assert only_rank(snapshots[-1]).pid == job.pid
     assert {worker.unique_bytes for worker in workers(snapshots[-1])} == {None}
     assert all(worker.anonymous_bytes for worker in workers(snapshots[-1]))
 
