@@ -202,7 +202,8 @@ def _goes_on(told: _Told, loader: Loader | None, now: float) -> bool:
     """Return whether a loader has delivered batches in an iteration begun after a death."""
     if loader is None or now - told.noticed < HOLD_SECONDS or loader.last_delivery is None:
         return False
-    return loader.epochs > told.epochs and loader.last_delivery > told.noticed
+    died = told.death.died or told.noticed
+    return loader.epochs > told.epochs and loader.last_delivery > died
 
 
 def _orphans(rank: Rank, since: float) -> Finding:

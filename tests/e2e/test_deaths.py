@@ -82,7 +82,7 @@ JOB = """
         except (RuntimeError, IndexError):
             print("TOLD", flush=True)
             if os.environ.get("AGAIN"):
-                for _ in zip(train, range(20)):
+                for _ in zip(train, range(3)):  # not as far as where they die
                     pass
                 print("AGAIN", flush=True)
             if os.environ.get("RAISE"):
@@ -135,6 +135,12 @@ def abnormal(loader: dict[str, Any]) -> dict[str, int]:
 
 def both_workers_up(agent: Agent) -> bool:
     return [worker["up"] for worker in train(agent).get("workers", ())] == [True, True]
+
+
+def blocked(agent: Agent) -> bool:
+    """Both workers are in the fetch in which they stay."""
+    found = [(worker["state"], worker["fetch_index"]) for worker in train(agent)["workers"]]
+    return sorted(found) == [("fetching", 80), ("fetching", 88)]
 
 
 def let_go(job: Job, agent: Agent, tmp_path: Path) -> None:
@@ -237,8 +243,7 @@ def test_an_exception_of_the_dataset_and_an_interrupt_are_no_deaths(
         job = start(run_job, "exception" if end == "exception" else "block", RAISE="1")
         let_go(job, agent, tmp_path)
         if end == "interrupt":
-            fetching = ["fetching", "fetching"]
-            wait_for(lambda: [w["state"] for w in train(agent)["workers"]] == fetching, "blocked")
+            wait_for(lambda: blocked(agent), "blocked workers")
             os.killpg(job.pid, signal.SIGINT)
         job.finish(status=None)
         wait_for(lambda: answer(agent, "/api/v1/snapshot")["ranks"] == [], "the end of the job")
@@ -260,8 +265,7 @@ def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
     with running(*arguments) as agent:
         job = start(run_job, "block")
         let_go(job, agent, tmp_path)
-        fetching = ["fetching", "fetching"]
-        wait_for(lambda: [w["state"] for w in train(agent)["workers"]] == fetching, "blocked")
+        wait_for(lambda: blocked(agent), "blocked workers")
         workers = [worker["pid"] for worker in train(agent)["workers"]]
         job.kill()
         job.process.wait()
