@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from dlmon.analysis.robust import slope
 from dlmon.analysis.sizes import duration, size
 from dlmon.observe.snapshot import Finding, Loader, Rank, Snapshot, Worker
 
@@ -51,21 +52,6 @@ COPIED_BYTES = 100_000_000
 COPIED_RATIO = 0.1
 """Copies are worth a word from here on: one garbage collection writes to every object's header,
 which copies 35 MB in a worker that has imported torch, more with frameworks."""
-
-
-def growth_bytes_per_second(points: Sequence[tuple[float, int]]) -> float | None:
-    """Return the rate at which a size grows: the median of the slopes between any two points.
-
-    Up to 29 % of the points may be anything (Theil 1950, Sen 1968).
-
-    Args:
-        points: Seconds and bytes, in any order. The work grows with the square of their number.
-
-    Returns:
-        Bytes per second, negative where it shrinks; None with less than two different times.
-    """
-    slopes = [(y - v) / (x - u) for (u, v), (x, y) in combinations(points, 2) if x != u]
-    return statistics.median(slopes) if slopes else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +244,9 @@ def steady_growth(points: Sequence[tuple[float, int]]) -> float | None:
         Bytes per second, above 0; None if it does not grow, levels off, or may only fluctuate.
     """
     half = len(points) // 2
-    earlier = growth_bytes_per_second(points[: half + 1])
-    later = growth_bytes_per_second(points[half:])
-    rate = growth_bytes_per_second(points)
+    earlier = slope(points[: half + 1])
+    later = slope(points[half:])
+    rate = slope(points)
     if earlier is None or later is None or rate is None or rate <= 0:
         return None
     if later < STEADY * max(earlier, rate) or _trend(points) < TREND:
@@ -351,7 +337,7 @@ def _erosion(case: _Case) -> tuple[str, dict[str, str]]:
     if number > 1:
         sentence = f"{number} workers of {name} have copied {size(total)} that they shared with the"
         sentence += f" training process, worker {worst.slot} {size(slot.copied)}"
-    rate = growth_bytes_per_second(slot.copies[-_RECENT:])
+    rate = slope(slot.copies[-_RECENT:])
     if rate is not None and rate > 0:
         sentence += f", now {size(rate)}/s"
         if case.epoch_seconds is not None:

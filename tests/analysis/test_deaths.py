@@ -80,7 +80,7 @@ def test_of_who_was_replaced_within_a_second_it_is_said_what_was_seen() -> None:
     death = deaths.of_worker(gone, None, None, last, {})
     assert death.sentence == (
         "worker 3 of train was OOM-killed, last seen fetching 64 samples from index 640 on; "
-        "RSS 412 MB"
+        "PSS 180 MB"
     )
     assert (death.fetch_index, death.doing_seconds) == (640, None)
 
@@ -100,10 +100,10 @@ def test_every_reason_has_its_words(reason: str) -> None:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (WorkerState.IDLE, " was OOM-killed while idle; RSS 412 MB"),
-        (WorkerState.HANDING_OVER, " was OOM-killed while handing over a batch; RSS 412 MB"),
-        (WorkerState.STOPPED, " was OOM-killed while stopped; RSS 412 MB"),
-        (WorkerState.FETCHING, " was OOM-killed; RSS 412 MB"),
+        (WorkerState.IDLE, " was OOM-killed while idle; PSS 180 MB"),
+        (WorkerState.HANDING_OVER, " was OOM-killed while handing over a batch; PSS 180 MB"),
+        (WorkerState.STOPPED, " was OOM-killed while stopped; PSS 180 MB"),
+        (WorkerState.FETCHING, " was OOM-killed; PSS 180 MB"),
     ],
 )
 def test_without_an_open_fetch_the_state_seen_last_is_said(state: WorkerState, words: str) -> None:
@@ -119,7 +119,7 @@ def test_without_an_open_fetch_the_state_seen_last_is_said(state: WorkerState, w
 def test_growth_is_said_where_it_matters_and_was_seen_for_long_enough(
     rate: float, seconds: int, said: bool
 ) -> None:
-    last = make_worker(3, resident_bytes=2_000_000_000)
+    last = make_worker(3, resident_bytes=2_000_000_000, proportional_bytes=None)
     memory = growing(rate, 2e9, seconds)
     death = deaths.of_worker(ended(), None, None, last, memory)
     assert (" and growing " in death.sentence) is said

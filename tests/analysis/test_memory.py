@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlmon.analysis.memory import LEAK_BYTES, MemoryWatcher, growth_bytes_per_second
+from dlmon.analysis.memory import LEAK_BYTES, MemoryWatcher
+from dlmon.analysis.robust import slope
 from dlmon.observe.snapshot import CgroupMemory, Finding, Snapshot, Worker
 from tests.agent.samples import NOW, make_loader, make_rank, make_worker
 
@@ -24,14 +25,14 @@ BASE = 400 * MB
 
 
 def test_growth_is_the_slope() -> None:
-    assert growth_bytes_per_second([(0, 100), (1, 150), (3, 250)]) == 50
-    assert growth_bytes_per_second([(3, 250), (0, 100), (1, 150)]) == 50
-    assert growth_bytes_per_second([(0, 100), (10, 50)]) == -5
+    assert slope([(0, 100), (1, 150), (3, 250)]) == 50
+    assert slope([(3, 250), (0, 100), (1, 150)]) == 50
+    assert slope([(0, 100), (10, 50)]) == -5
 
 
 @pytest.mark.parametrize("points", [[], [(1.0, 5)], [(1.0, 5), (1.0, 9)]])
 def test_without_two_times_there_is_no_growth(points: list[tuple[float, int]]) -> None:
-    assert growth_bytes_per_second(points) is None
+    assert slope(points) is None
 
 
 @given(st.integers(-1000, 1000), st.lists(st.integers(0, 10**12), min_size=5, max_size=5))
@@ -39,7 +40,7 @@ def test_a_quarter_of_the_points_may_be_anything(rate: int, wild: list[int]) -> 
     points = [(float(t), 10**6 + rate * t) for t in range(20)]
     for at, value in zip((3, 7, 8, 14, 19), wild, strict=True):
         points[at] = (float(at), value)
-    found = growth_bytes_per_second(points)
+    found = slope(points)
     assert found is not None
     others = [number for number in wild if number > 10**6]
     assert abs(found - rate) <= abs(rate) + 1 if len(others) < 5 else found >= min(rate, 0)
