@@ -227,8 +227,8 @@ class Evidence:
         pids = {}
         if worker is not None and worker.pid is not None:
             pids[f"worker {worker.slot}"] = worker.pid
-        if rank is not None and rank.pid:
-            pids["rank"] = rank.pid
+        if rank is not None and rank.visible_pid is not None:
+            pids["rank"] = rank.visible_pid
         self._send(_Order(number, pids, with_stacks=not trouble))
         return number
 

@@ -122,8 +122,10 @@ class HangWatcher:
 
     def _pin_thread_dead(self, facts: LoaderFacts) -> bool:
         """Say whether a thread that pinned is gone; look for it only while that may matter."""
-        loader, pid = facts.loader, facts.rank.pid
+        loader, pid = facts.loader, facts.rank.visible_pid
         if self._pin_threads is None or not _pins(loader) or not _names_threads(facts.rank):
+            return False
+        if pid is None:
             return False
         seen, looks = self._pinning.get(pid, (False, 0))
         if not seen and looks < _PIN_LOOKS:  # without an accelerator there never is one
@@ -317,8 +319,8 @@ def _finding(
         evidence["threshold_seconds"] = f"{limit:.3g}"
     if usual := thresholds.usual(loader.fetch):
         evidence["usual_fetch_seconds"] = f"below {usual:.3g}"
-    pid = rank.pid if worker is None else worker.pid
-    if pid:
+    pid = rank.visible_pid if worker is None else worker.pid
+    if pid is not None:
         evidence["pid"] = str(pid)
     if worker is not None and worker.process_state:
         evidence["process_state"] = worker.process_state

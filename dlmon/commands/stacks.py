@@ -178,8 +178,8 @@ def lines(seen: Looked) -> Iterator[str]:
 
 
 def _of_rank(rank: Rank) -> Iterator[Subject]:
-    if rank.up and rank.pid:
-        yield Subject(rank.pid, rank)
+    if rank.up and rank.visible_pid is not None:
+        yield Subject(rank.visible_pid, rank)
     for loader in rank.loaders:
         for worker in loader.workers:
             if worker.up and worker.pid is not None:

@@ -219,6 +219,11 @@ class Rank:
     process: Process
     loaders: tuple[Loader, ...]
 
+    @property
+    def visible_pid(self) -> int | None:
+        """Its pid, None where that may be another process in the observer's pid namespace."""
+        return self.pid if self.process.state is not None else None
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

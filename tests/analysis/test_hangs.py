@@ -427,7 +427,8 @@ def test_a_dead_pin_thread_is_told_from_a_batch_that_is_lost(
         worker = world.worker(state=WorkerState.HANDING_OVER, last_progress=world.unix(begun))
         config = {**make_loader().config, "pin_memory": "true"}
         loader = world.waiting(worker, since=begun, ready=2, config=config)
-        return world.look(loader, info={**make_rank().info, "torch": torch})
+        info = {**make_rank().info, "torch": torch}
+        return world.look(loader, info=info, process=Process(state="S"))
 
     seen = iter(threads)
     last = threads[-1]
