@@ -131,7 +131,7 @@ class HangWatcher:
         if not seen and looks < _PIN_LOOKS:  # without an accelerator there never is one
             self._pinning[pid] = (bool(self._pin_threads(pid)), looks + 1)
             return False
-        late = facts.phase.seconds > thresholds.of_next(loader, self._limits, facts.phase.age)
+        late = facts.phase.seconds > thresholds.of_fetch(loader, self._limits)
         if not (seen and late and facts.waits and loader.ready > 0):
             return False
         expected = sum(_pins(one) and _in_use(one) for one in facts.rank.loaders)

@@ -33,6 +33,7 @@ FAULTS = {
             "loader train: in phase wait, no more batches, ever more time in wait",
             "worker 0: fetching for ever, its last progress ever longer ago",
             "the others: idle, with batches ready that are held for order behind worker 0's",
+            "after a minute: worker_stuck_in_fetch at the top, with the line that blocks; hung",
         ),
         (
             'dlmon_loader_time_seconds_total{phase="wait"}',
