@@ -131,7 +131,7 @@ class HangWatcher:
         if not seen and looks < _PIN_LOOKS:  # without an accelerator there never is one
             self._pinning[pid] = (bool(self._pin_threads(pid)), looks + 1)
             return False
-        late = facts.phase.seconds > thresholds.of_next(loader, self._limits, facts.phase.age)
+        late = facts.phase.seconds > thresholds.of_fetch(loader, self._limits)
         if not (seen and late and facts.waits and loader.ready > 0):
             return False
         expected = sum(_pins(one) and _in_use(one) for one in facts.rank.loaders)
@@ -319,8 +319,8 @@ def _finding(
         evidence["threshold_seconds"] = f"{limit:.3g}"
     if usual := thresholds.usual(loader.fetch):
         evidence["usual_fetch_seconds"] = f"below {usual:.3g}"
-    pid = rank.pid if worker is None else worker.pid
-    if pid:
+    pid = (rank.pid if rank.visible else None) if worker is None else worker.pid
+    if pid is not None:
         evidence["pid"] = str(pid)
     if worker is not None and worker.process_state:
         evidence["process_state"] = worker.process_state

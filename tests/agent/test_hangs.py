@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from dlmon.agent.routes import Request, Router
 from dlmon.agent.state import Board
 from dlmon.analysis import blame
 from dlmon.observe import kernel, stacks
-from dlmon.observe.snapshot import Finding, Snapshot
+from dlmon.observe.snapshot import Finding, Process, Snapshot
 from dlmon.observe.stacks import Frame, Stack, Thread
 from tests.agent.samples import (
     make_finding,
@@ -53,7 +54,9 @@ class Setting:
             lambda _: self.found, self.hangs, clock=lambda: self.now, **options
         )
         self.loader = make_loader(workers=(make_worker(0), make_worker(1, pid=worker)))
-        self.rank = make_rank(run="r1", pid=os.getpid(), loaders=(self.loader,))
+        self.rank = make_rank(
+            run="r1", pid=os.getpid(), process=Process(state="R"), loaders=(self.loader,)
+        )
 
     def look(self, *findings: Finding) -> None:
         self.found.findings = findings
@@ -122,6 +125,18 @@ def test_a_rank_alone_is_looked_into_when_no_worker_is_named(
     setting.look(make_finding(name="rank_stuck_in_step", worker=""))
     wait_for(lambda: len(quick) == SAMPLES, "stacks")
     assert set(quick) == {os.getpid()}
+    wait_for(lambda: len(setting.newest().processes) == 1, "what was seen")
+
+
+def test_a_pid_that_may_be_somebody_elses_is_not_looked_into(
+    sleeper: int, quick: list[int]
+) -> None:
+    """The rank is in another pid namespace, and all that is known is what it called itself."""
+    setting = Setting(sleeper)
+    setting.rank = dataclasses.replace(setting.rank, process=Process())
+    setting.look(make_finding())
+    wait_for(lambda: len(quick) == SAMPLES, "stacks")
+    assert set(quick) == {sleeper}
     wait_for(lambda: len(setting.newest().processes) == 1, "what was seen")
 
 

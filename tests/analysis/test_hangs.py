@@ -426,8 +426,10 @@ def test_a_dead_pin_thread_is_told_from_a_batch_that_is_lost(
     def make(world: World, begun: float) -> list[str]:
         worker = world.worker(state=WorkerState.HANDING_OVER, last_progress=world.unix(begun))
         config = {**make_loader().config, "pin_memory": "true"}
-        loader = world.waiting(worker, since=begun, ready=2, config=config)
-        return world.look(loader, info={**make_rank().info, "torch": torch})
+        waited = make_histogram(b33=1)  # once for long: the loop itself has more time
+        loader = world.waiting(worker, since=begun, ready=2, config=config, wait=waited)
+        info = {**make_rank().info, "torch": torch}
+        return world.look(loader, info=info, process=Process(state="S"))
 
     seen = iter(threads)
     last = threads[-1]

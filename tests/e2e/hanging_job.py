@@ -80,7 +80,7 @@ def healthy(_: str) -> None:
                     time.sleep(0.02)
             if number == 300:
                 break
-        time.sleep(3.0)
+        time.sleep(1.5)
 
 
 def varied(name: str) -> None:

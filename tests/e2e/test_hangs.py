@@ -60,7 +60,9 @@ def test_each_has_one_cause(scene: Scene) -> None:
     for run in scene.names:
         names = {hang["finding"]["name"] for hang in scene.kept(run)}
         # That the loop is in its sampler and waits for no batch only its stack shows.
-        assert names - {NAMES[run]} <= ({"batch_not_handed_over"} if run == "sampler" else set())
+        assert names - {NAMES[run]} <= ({"batch_not_handed_over"} if run == "sampler" else set()), (
+            run
+        )
 
 
 def test_stacks_have_the_guilty_line(scene: Scene) -> None:
