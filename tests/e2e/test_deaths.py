@@ -98,7 +98,8 @@ JOB = """
 SOON_SECONDS = 30.0
 """For what takes two seconds when nobody else uses the machine."""
 
-LIMIT_BYTES = 400 << 20
+LIMIT_BYTES = 100 << 20
+"""Of what a worker allocates once it is in the cgroup: what it has then is counted elsewhere."""
 
 
 def start(run_job: JobStarter, how: str, method: str = "fork", **env: str) -> Job:
@@ -183,7 +184,7 @@ def marks(how: str, method: str) -> list[pytest.MarkDecorator]:
 
 
 REASONS = {"sigkill": "sigkill", "_exit": "error", "segfault": "sigsegv", "oom": "oom_kill"}
-QUICK = {("sigkill", "forkserver"), ("segfault", "fork"), ("oom", "fork")}
+QUICK = {("segfault", "fork"), ("oom", "fork")}
 
 
 @pytest.mark.parametrize(
@@ -251,6 +252,7 @@ def test_an_exception_of_the_dataset_and_an_interrupt_are_no_deaths(
         assert findings(agent) == {}
 
 
+@pytest.mark.slow
 @TOLD_TO_STRANGERS
 def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
     run_job: JobStarter,
