@@ -133,7 +133,7 @@ def test_a_pid_that_may_be_somebody_elses_is_not_looked_into(
 ) -> None:
     """The rank is in another pid namespace, and all that is known is what it called itself."""
     setting = Setting(sleeper)
-    setting.rank = dataclasses.replace(setting.rank, process=Process())
+    setting.rank = dataclasses.replace(setting.rank, visible=False)
     setting.look(make_finding())
     wait_for(lambda: len(quick) == SAMPLES, "stacks")
     assert set(quick) == {sleeper}
