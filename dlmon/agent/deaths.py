@@ -10,6 +10,7 @@ from dlmon.agent.evidence import Evidence
 from dlmon.agent.history import History
 from dlmon.analysis import deaths
 from dlmon.analysis.deaths import Death, Memory
+from dlmon.analysis.sizes import size
 from dlmon.observe.snapshot import Ended, Finding, Loader, Rank, Snapshot, Worker
 
 MOST = 200
@@ -218,11 +219,11 @@ def _orphans(rank: Rank, since: float) -> Finding:
     sentence = (
         f"{count} worker{'s' if count > 1 else ''} of rank {rank.rank} of run {rank.run}, which is "
         f"dead, live{'s' if count == 1 else ''} on and hold{'s' if count == 1 else ''} "
-        f"{deaths.size(held)}"
+        f"{size(held)}"
     )
     return Finding("orphan_workers", rank.run, rank.rank, "", "", since, sentence, listed)
 
 
 def _orphan(worker: Worker) -> str:
-    memory = "" if worker.resident_bytes is None else f", RSS {deaths.size(worker.resident_bytes)}"
+    memory = "" if worker.resident_bytes is None else f", RSS {size(worker.resident_bytes)}"
     return f"pid {worker.pid}, state {worker.process_state or 'not known'}{memory}"

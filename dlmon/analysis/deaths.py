@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dlmon.analysis.robust import slope
+from dlmon.analysis.sizes import duration, size
 from dlmon.observe.snapshot import Ended, Loader, Rank, Worker, WorkerState
 from dlmon.segment.layout import Phase
 
@@ -222,26 +223,6 @@ def ended_how(reason: str, exitcode: int | None) -> str:
         except ValueError:  # a real-time signal
             return f"was ended by signal {-exitcode}"
     return _ENDED.get(reason, "died")
-
-
-def size(number: float) -> str:
-    """Return bytes in the unit that suits them: 412 MB, 11.2 GB."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= unit:
-            value = number / unit
-            return f"{value:.1f} {name}" if value < 99.95 and unit >= 1e9 else f"{value:.0f} {name}"
-    return f"{number:.0f} B"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it: 19 ms, 4.2 s, 42 s, 12 min, 2.5 h."""
-    if seconds < 0.9995:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _doing_of(ended: Ended, last: Worker | None) -> tuple[str, float | None]:

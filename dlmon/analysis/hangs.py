@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from dlmon.analysis import thresholds
 from dlmon.analysis.facts import STOPPED, LoaderFacts, WorkerFacts
+from dlmon.analysis.sizes import duration
 from dlmon.analysis.stalls import Lasted, Stalls
 from dlmon.analysis.thresholds import Limits
 from dlmon.observe.snapshot import Finding, Loader, Rank, Snapshot, Worker, WorkerState
@@ -282,7 +283,7 @@ def _rank_stopped(
     rank: Rank, lasted: Lasted, limits: Limits, snapshot: Snapshot
 ) -> Iterable[Finding]:
     if lasted.seconds > limits.floor:
-        text = f"the training process {rank.pid} is stopped, for {_duration(lasted.age)}"
+        text = f"the training process {rank.pid} is stopped, for {duration(lasted.age)}"
         since = snapshot.time - lasted.age
         yield Finding("rank_stopped", rank.run, rank.rank, "", "", since, text)
 
@@ -326,7 +327,7 @@ def _finding(
         evidence["process_state"] = worker.process_state
     slot = "" if worker is None else str(worker.slot)
     since = facts.time - lasted.age
-    sentence = f"{loader.name}: {text}, for {_duration(lasted.age)}"
+    sentence = f"{loader.name}: {text}, for {duration(lasted.age)}"
     return Finding(name, rank.run, rank.rank, loader.name, slot, since, sentence, evidence)
 
 
@@ -335,12 +336,6 @@ def _indices(worker: Worker) -> str:
         return ""
     many = f" ({worker.fetch_samples} a batch)" if worker.fetch_samples > 1 else ""
     return f" that begins with sample {worker.fetch_index}{many}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _idle_for(worker: Worker, loader: Loader, now: float) -> float:

@@ -6,7 +6,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def size(number: float) -> str:
-    """Return bytes in two or three digits, as in `1.2 GB` or `310 MB`."""
+    """Return bytes in the unit that suits them: 913 kB, 1.5 MB, 412 MB, 11.2 GB."""
     for unit in _UNITS[:-1]:
         if abs(number) < 999.5:
             return _short(number, unit)
@@ -15,14 +15,19 @@ def size(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in the largest unit that fits, as in `40 s`, `12 min` or `2.5 h`."""
-    if seconds < 99.5:
+    """Return a time in the unit that suits it: 19 ms, 4.2 s, 42 s, 12 min, 2.5 h, 12 days."""
+    if 0 < seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms"
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
         return f"{seconds:.0f} s"
-    if seconds < 99.5 * 60:
+    if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.3g} h" if seconds < 99.5 * 3600 else f"{seconds / 86400:.0f} days"
 
 
 def _short(number: float, unit: str) -> str:
-    digits = 1 if abs(number) < 9.95 and unit not in ("B", "kB") else 0
-    return f"{number:.{digits}f} {unit}"
+    most = {"MB": 9.95, "GB": 99.95, "TB": 99.95}.get(unit, 0.0)
+    text = f"{number:.1f}" if abs(number) < most else f"{number:.0f}"
+    return f"{text.removesuffix('.0')} {unit}"

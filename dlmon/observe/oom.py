@@ -22,7 +22,7 @@ FRESH_SECONDS = 10.0
 """So long before a death is noticed its kill may have been counted: what is large ends slowly."""
 
 _FILES = ("memory.oom_control", "memory.events")
-_OFTEN, _SELDOM = 5, 5
+_OFTEN, _SELDOM = 20, 5
 """A process's cgroup is looked up in the first looks at it, when it may move, then in every nth."""
 
 

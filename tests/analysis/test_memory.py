@@ -300,4 +300,4 @@ def test_the_worst_worker_is_named_and_all_are_in_the_evidence() -> None:
         "worker 3 of train: USS 90 MB, growing 1.5 MB/s / 5.4 GB per hour; 3 of its 4 workers grow"
     )
     assert found[0].evidence["workers"] == "3, 2, 1"
-    assert found[0].evidence["worker 2"] == "1.0 MB/s, USS 90 MB, PSS 180 MB, RSS 412 MB"
+    assert found[0].evidence["worker 2"] == "1 MB/s, USS 90 MB, PSS 180 MB, RSS 412 MB"

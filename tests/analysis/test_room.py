@@ -51,7 +51,7 @@ def test_a_limit_within_the_hour_is_told_with_the_time_that_is_left() -> None:
     one = found[-1][0]
     assert (one.name, one.run, one.rank, one.loader) == ("memory_limit_soon", "job-17", "0", "")
     assert one.sentence == (
-        "78 GB of the 100 GB that cgroup /job may have are in use, 20 MB/s more: its limit in"
+        "77.9 GB of the 100 GB that cgroup /job may have are in use, 20 MB/s more: its limit in"
         " 18 min"
     )
     assert one.evidence["cgroup"] == "/job"
@@ -114,8 +114,8 @@ def test_dev_shm_that_is_nearly_full_is_told_with_who_has_it() -> None:
     assert seen.ranks
     assert [one.name for one in found] == ["shm_nearly_full"]
     assert found[0].sentence == (
-        "9.2 GB of the 10 GB of /dev/shm are in use; the most in worker 3 of train (3.0 GB),"
-        " worker 2 of train (2.0 GB), worker 1 of train (1.0 GB), the training process (200 MB)"
+        "9.2 GB of the 10 GB of /dev/shm are in use; the most in worker 3 of train (3 GB),"
+        " worker 2 of train (2 GB), worker 1 of train (1 GB), the training process (200 MB)"
     )
     assert found[0].evidence["worker 2 of train"] == "2.0 GB"
 
@@ -162,12 +162,12 @@ def test_descriptors_that_are_nearly_exhausted_are_told_of_rank_and_worker() -> 
         (999, "999 B"),
         (1000, "1 kB"),
         (999_499, "999 kB"),
-        (999_500, "1.0 MB"),
+        (999_500, "1 MB"),
         (9_940_000, "9.9 MB"),
         (9_960_000, "10 MB"),
         (2_100_000_000, "2.1 GB"),
         (4e15, "4000 TB"),
-        (-5e6, "-5.0 MB"),
+        (-5e6, "-5 MB"),
     ],
 )
 def test_sizes_have_two_or_three_digits(number: float, text: str) -> None:

@@ -21,7 +21,7 @@ MB = 1_000_000
 
 
 def sampled(start_ticks: int = 1, major_faults: int = 0) -> Sample:
-    return Sample("S", 1.0, 4096, start_ticks, major_faults)
+    return Sample("S", 1.0, 4096, start_ticks, major_faults=major_faults)
 
 
 def test_of_this_process_everything_is_known() -> None:
