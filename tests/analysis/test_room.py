@@ -56,7 +56,7 @@ def test_a_limit_within_the_hour_is_told_with_the_time_that_is_left() -> None:
     )
     assert one.evidence["cgroup"] == "/job"
     assert float(one.evidence["seconds_to_limit"]) == pytest.approx(22.1 * GB / 0.02 / GB, rel=0.02)
-    assert one.evidence["the training process"] == "3.0 GB"
+    assert one.evidence["the training process"] == "3 GB"
     assert one.evidence["worker 0 of train"] == "90 MB"
 
 
@@ -117,7 +117,7 @@ def test_dev_shm_that_is_nearly_full_is_told_with_who_has_it() -> None:
         "9.2 GB of the 10 GB of /dev/shm are in use; the most in worker 3 of train (3 GB),"
         " worker 2 of train (2 GB), worker 1 of train (1 GB), the training process (200 MB)"
     )
-    assert found[0].evidence["worker 2 of train"] == "2.0 GB"
+    assert found[0].evidence["worker 2 of train"] == "2 GB"
 
 
 def test_what_is_found_holds_until_there_is_clearly_more_room() -> None:
