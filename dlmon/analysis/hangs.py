@@ -23,6 +23,7 @@ from dlmon.segment.layout import Phase
 NAMED_THREADS = (2, 6)
 """From this release of torch on the thread that pins has a name."""
 _PIN_LOOKS = 30
+_TOGETHER_SECONDS = 5.0
 
 _NOTHING = Lasted()
 
@@ -193,7 +194,21 @@ def _of_loader(facts: LoaderFacts, limits: Limits) -> list[Finding]:
     ):
         # Who was stopped or killed may hold the lock of the queue that all of them write to.
         found = [f for f in found if f.name != "batch_not_handed_over"]
-    return found or _of_next(facts, limits)
+    return _without_the_held(found, facts) or _of_next(facts, limits)
+
+
+def _without_the_held(found: list[Finding], facts: LoaderFacts) -> list[Finding]:
+    """Leave out batches on their way for no longer than another worker's fetch is open.
+
+    That worker may hold the interpreter, and with it the lock of the queue that all write to.
+    """
+    fetching = max((one.fetching.seconds for one in facts.workers), default=0.0)
+    own = {str(one.worker.slot): one.handing.seconds for one in facts.workers}
+    return [
+        one
+        for one in found
+        if one.name != "batch_not_handed_over" or own[one.worker] > fetching + _TOGETHER_SECONDS
+    ]
 
 
 def _of_worker(one: WorkerFacts, facts: LoaderFacts, limits: Limits) -> list[Finding]:

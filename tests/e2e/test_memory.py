@@ -42,7 +42,7 @@ JOB = """
             return SAMPLES
 
         def __getitem__(self, index):
-            time.sleep(0.005)
+            time.sleep(0.005 if PERSISTENT else 0.015)  # the first scan is after seconds
             return torch.tensor(self.take(index))
 
 
