@@ -1,6 +1,6 @@
 """Record what one fetching process does: a worker, or the rank itself with num_workers=0.
 
-Runs in: worker, rank. A fetch costs two clock readings and five stores and allocates nothing that
+Runs in: worker, rank. A fetch costs two clock readings and six stores and allocates nothing that
 outlives it.
 """
 
