@@ -206,6 +206,7 @@ def test_a_job_in_a_container_is_seen_with_the_pids_that_it_has_here(
         )
 
 
+@pytest.mark.slow
 def test_dlmon_ps_sees_it_too(start: Starter, segment_dir: Path) -> None:
     start("listed")
 
@@ -239,6 +240,7 @@ def open_segments(pid: int) -> list[str]:
     return [link for link in links if "/dlt-" in link and ".lock" not in link]
 
 
+@pytest.mark.slow
 def test_two_containers_with_the_same_pids_are_two_jobs(start: Starter, segment_dir: Path) -> None:
     with running("--dir", str(segment_dir)) as agent:
         first, second = start("one"), start("two")
@@ -249,6 +251,7 @@ def test_two_containers_with_the_same_pids_are_two_jobs(start: Starter, segment_
         assert len(pids) == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_shares_the_shared_memory_of_its_node_is_seen_once(
     start: Starter, segment_dir: Path
 ) -> None:

@@ -94,8 +94,19 @@ def test_batches_samples_and_epochs_are_what_the_loop_counts(
     assert list(segment_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("persistent", [False, True], ids=["fresh", "persistent"])
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    ("method", "persistent"),
+    [
+        pytest.param(
+            method,
+            persistent,
+            id=f"{method}-{'persistent' if persistent else 'fresh'}",
+            marks=[pytest.mark.slow] * (persistent and method != "fork"),
+        )
+        for method in ("fork", "spawn", "forkserver")
+        for persistent in (False, True)
+    ],
+)
 def test_every_start_method_has_its_workers_observed(
     method: str, persistent: bool, run_job: JobStarter, segment_dir: Path
 ) -> None:

@@ -234,6 +234,7 @@ def test_a_thousand_iterators_in_the_rank_leave_nothing(run_job: JobStarter) -> 
     check(run_job, workers=0, times=1000)
 
 
+@pytest.mark.slow
 def test_a_hundred_iterators_with_workers_leave_nothing(run_job: JobStarter) -> None:
     check(run_job, workers=1, times=8)
 

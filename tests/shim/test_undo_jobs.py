@@ -69,7 +69,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("when", ["before_torch", "after_torch"])
+@pytest.mark.parametrize(
+    "when", [pytest.param("before_torch", marks=pytest.mark.slow), "after_torch"]
+)
 def test_undo_under_dlmon_run(
     when: str, run_job: JobStarter, segment_dir: Path, tmp_path: Path
 ) -> None:

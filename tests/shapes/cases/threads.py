@@ -73,7 +73,7 @@ def two_threads_two_loaders(workers: int, persistent: bool) -> object:
     return seen
 
 
-@case(each(workers=[0, 1]), counted=True)
+@case(each(workers=[0, 1]), counted=True, slow=lambda workers: workers > 0)
 def four_threads_one_loader(workers: int) -> object:
     """An iterator each: each has a segment of its own, and the loader has their sum."""
     loader = named(loader_of(12, num_workers=workers), "train")
