@@ -117,6 +117,7 @@ def _marked(lines: list[str]) -> Iterator[tuple[str, Counter[str]]]:
                 calls[call[0]] += 1
 
 
+@pytest.mark.slow
 def test_a_batch_costs_no_system_call(strace: Path, run_job: JobStarter, tmp_path: Path) -> None:
     """The clock is read in user space; with workers, what torch itself calls is all there is.
 
