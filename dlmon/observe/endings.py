@@ -22,8 +22,8 @@ from dlmon.observe.segments import Tracked
 from dlmon.observe.snapshot import Ended
 from dlmon.observe.statuses import ExitStatuses, Process
 from dlmon.segment import exits, meaning
+from dlmon.segment.cells import Cells
 from dlmon.segment.layout import ERRORS, EXIT_REASONS, Phase
-from dlmon.segment.reader import Cells
 
 GRACE_SECONDS = 5.0
 """So long after a worker ended by SIGTERM, or nobody knows how, its loop must have gone on for that

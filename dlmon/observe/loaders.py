@@ -14,8 +14,9 @@ from dlmon.catalog import LOADER_INFO, LOADER_LABELS
 from dlmon.observe.snapshot import Histogram, Loader, Worker, WorkerState
 from dlmon.observe.usage import Usage, of_worker
 from dlmon.segment import layout, meaning, phases
+from dlmon.segment.cells import Cells
 from dlmon.segment.layout import ERRORS, EXIT_REASONS, HOOKS, Phase
-from dlmon.segment.reader import Cells, Reading
+from dlmon.segment.reader import Reading
 
 NANOSECONDS = 1_000_000_000
 CONFIG = LOADER_INFO.labels[len(LOADER_LABELS) :]

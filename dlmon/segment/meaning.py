@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dlmon.segment.cells import Cells
 from dlmon.segment.layout import LOOP, NO_INDEX, Phase
-from dlmon.segment.reader import Cells
 
 
 def batches(rank: Cells) -> int:
     """Return the batches delivered: the first of each iteration, and those waited for."""
-    return rank["startups"] + sum(rank.run("wait_histogram"))
+    return rank["startups"] + rank.total("wait_histogram")
 
 
 def steps(rank: Cells) -> int:
     """Return the steps that a further `next()` followed."""
-    return sum(rank.run("step_histogram"))
+    return rank.total("step_histogram")
 
 
 def last_delivery(rank: Cells) -> int:
@@ -33,7 +33,7 @@ def phase(rank: Cells) -> tuple[Phase, int]:
 
 def fetched(slot: Cells) -> int:
     """Return the batches fetched and collated."""
-    return sum(slot.run("fetch_histogram"))
+    return slot.total("fetch_histogram")
 
 
 def samples(slot: Cells) -> int:
