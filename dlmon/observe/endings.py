@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from dlmon.observe.exitcounts import ABNORMAL, ExitCounts
-from dlmon.observe.loaders import Clock, Part, text
 from dlmon.observe.oom import OomKills
+from dlmon.observe.parts import Clock, Part, text
 from dlmon.observe.segments import Tracked
 from dlmon.observe.snapshot import Ended
 from dlmon.observe.statuses import ExitStatuses, Process

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from dlmon.observe import cgroups, loaders, processes
 from dlmon.observe.containers import Place
 from dlmon.observe.endings import Endings, rank_key
-from dlmon.observe.loaders import Clock, Part, Seen, text
 from dlmon.observe.memory import Scanner
+from dlmon.observe.parts import NANOSECONDS, Clock, Part, Seen, text
 from dlmon.observe.retired import Retired
 from dlmon.observe.segments import Segments, Tracked
 from dlmon.observe.snapshot import (
@@ -179,7 +179,7 @@ class Observer:
             pid=attested or _integer(chosen.reading.info.get("pid")),
             up=bool(living),
             died=None if living else max(t.died or 0.0 for t in own),
-            started=first.reading.layout.created_ns / loaders.NANOSECONDS,
+            started=first.reading.layout.created_ns / NANOSECONDS,
             info={key: text(chosen.reading.info.get(key, "")) for key in INFO},
             hooks={hook: hook not in missing for hook in HOOKS},
             shim_errors=sum(max(0, t.reading.rank["shim_errors"]) for t in group),

@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from dlmon.observe.memory import ProcessId, Scanned, Scanner
 from dlmon.observe.processes import Sample, Totals, numbers
@@ -134,30 +133,6 @@ def look_at(pid: int) -> Usage:
         anonymous_bytes=status.get("RssAnon"),
         shm_bytes=status.get("RssShmem"),
     )
-
-
-def of_worker(usages: Sequence[Usage], living: Usage | None) -> dict[str, Any]:
-    """Return what the processes of a slot use, by attribute of `Worker`.
-
-    Args:
-        usages: Of the slot in each of its loader's segments: some counts are over all of them.
-        living: Of its living process, None if there is none.
-    """
-    reads = [usage.read_bytes for usage in usages if usage.read_bytes is not None]
-    faults = [usage.major_faults for usage in usages if usage.major_faults is not None]
-    found: dict[str, Any] = {
-        "read_bytes": sum(reads) if reads else None,
-        "major_faults": sum(faults) if faults else None,
-    }
-    if living is not None:
-        for name in ("open_fds", "max_fds", "anonymous_bytes", "shm_bytes"):
-            found[name] = getattr(living, name)
-        if (scanned := living.scanned) is not None:
-            found["proportional_bytes"] = scanned.rollup.proportional
-            found["unique_bytes"] = scanned.rollup.unique
-            found["copied_bytes"] = scanned.copied
-            found["scanned"] = scanned.time
-    return found
 
 
 def _open_fds(pid: int) -> int:

@@ -36,6 +36,14 @@ def fetched(slot: Cells) -> int:
     return slot.total("fetch_histogram")
 
 
+def fetched_in(slot: Cells, iteration: int) -> int:
+    """Return how many tasks of an iteration a worker has done, those that raised included."""
+    if slot["fetch_iteration"] != iteration:
+        return 0
+    done = fetched(slot) + slot["fetch_failed"]
+    return max(0, done - slot["fetched_before"] - slot["failed_before"])
+
+
 def samples(slot: Cells) -> int:
     """Return the samples in all batches fetched."""
     return slot["samples_base"] + slot["samples_each"] * fetched(slot)
@@ -49,8 +57,8 @@ def fetching_since(slot: Cells) -> int | None:
 
 def fetch_index(slot: Cells) -> int | None:
     """Return the first sample index of the last fetch begun, None if it has no integer one."""
-    held = slot.run("fetch_index")  # not there before layout 1.1
-    return held[0] if held and held[0] != NO_INDEX else None
+    held = slot.get("fetch_index", NO_INDEX)  # not there before layout 1.1
+    return None if held == NO_INDEX else held
 
 
 def last_progress(slot: Cells) -> int:
