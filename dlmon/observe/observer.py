@@ -91,6 +91,7 @@ class Observer:
         )
         self._loaders_per_rank = loaders_per_rank
         self._left_out: set[tuple[Incarnation, str]] = set()
+        self._sampler = processes.Sampler()
         self._cpu: processes.Totals[float] = processes.Totals()
         self._usages = Usages(scanner)
         self._throttled: dict[Incarnation, float] = {}
@@ -147,10 +148,12 @@ class Observer:
         """Close every segment."""
         self._segments.close()
         self._endings.close()
+        self._sampler.keep(())
 
     def _forget(self, tracked: Iterable[Tracked], ranks: Collection[Incarnation]) -> None:
         """Forget what is known of slots and ranks that are no more."""
         slots = {_slot(t, i) for t in tracked for i in range(t.reading.layout.workers)}
+        self._sampler.keep({w.pid for part in self._parts.values() for w in part.workers if w.pid})
         self._cpu.keep(slots)
         self._usages.keep(slots)
         self._highest = {key: kept for key, kept in self._highest.items() if key[0] in ranks}
@@ -273,19 +276,19 @@ class Observer:
         key = _slot(tracked, slot)
         held = reading.worker_holders[slot]
         pid = held or (cells["pid"] if visible and cells["pid"] > 0 else None)
-        sample = processes.sample(pid) if pid else None
+        sample = self._sampler.sample(pid) if pid else None
         known = sample is not None and sample.start_ticks == cells["start_ticks"]
         if pid is None or sample is None or not (held or known):
             return Seen(cpu_seconds=self._cpu.total(key), usage=self._usages.gone(key))
-        zombie = sample.status == "Z"
+        status = sample.status
         return Seen(
-            lives=known and not zombie and sample.status != "X",
-            stopped=sample.status in ("T", "t"),
-            zombie=zombie,
+            lives=known and status not in ("Z", "X"),
+            stopped=status in ("T", "t"),
+            zombie=status == "Z",
             pid=pid,
             cpu_seconds=self._cpu.add(key, (pid, sample.start_ticks), sample.cpu_seconds),
             resident_bytes=sample.resident_bytes,
-            process_state=sample.status,
+            process_state=status,
             started=sample.started,
             usage=self._usages.add(key, pid, sample),
         )
