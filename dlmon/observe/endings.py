@@ -185,7 +185,7 @@ class Endings:
 
     def _follow(self, book: _Book) -> None:
         reading, now = book.part.reading, book.now_ns
-        holder = reading.rank_holder
+        told, holder = _told(reading.rank), reading.rank_holder
         self._see(book.rank, holder is not None, holder, reading.info.get("start_ticks"), now)
         for worker, cells in enumerate(reading.workers):
             generation = cells["attested_generation"]
@@ -201,7 +201,7 @@ class Endings:
             lives = reading.worker_holders[worker] is not None or seen.lives
             self._see(writer, lives, seen.pid, cells["start_ticks"], now)
             if lives:
-                writer.told = _told(reading.rank)
+                writer.told = told
 
     def _see(self, writer: _Writer, lives: bool, pid: int | None, ticks: object, now: int) -> None:
         if not lives:

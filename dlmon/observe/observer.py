@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from dlmon.observe import cgroups, loaders, processes
 from dlmon.observe.containers import Place
@@ -34,6 +35,7 @@ from dlmon.segment.reader import Reading
 
 _COUNTED = ("fetch_seconds", "cpu_seconds", "read_bytes", "major_faults")
 """What of a worker is held at its highest value."""
+_counts = attrgetter(*_COUNTED)
 
 INFO = ("user", "script", "python", "torch", "dlmon", "local_rank", "world_size")
 
@@ -299,11 +301,12 @@ def _held(histogram: Histogram, before: Histogram) -> Histogram:
 
 
 def _worker_held(worker: Worker, before: Worker) -> Worker:
+    if _counts(worker) == _counts(before):
+        return worker
     lower = {
-        name: value
-        for name in _COUNTED
-        if (value := getattr(before, name)) is not None
-        and ((now := getattr(worker, name)) is None or now < value)
+        name: earlier
+        for name, now, earlier in zip(_COUNTED, _counts(worker), _counts(before), strict=True)
+        if earlier is not None and (now is None or now < earlier)
     }
     return replace(worker, **lower) if lower else worker
 

@@ -141,12 +141,20 @@ def capabilities() -> int:
 Number = TypeVar("Number", int, float)
 
 
+@dataclass(slots=True)
+class _Total(Generic[Number]):
+    """What the process that a key has now has counted so far, and all before it had; None: none."""
+
+    process: tuple[int, int]
+    last: Number
+    before: Number | None = None
+
+
 class Totals(Generic[Number]):
     """A counter of processes per key, over all processes that a key has had."""
 
     def __init__(self) -> None:
-        self._last: dict[Hashable, tuple[tuple[int, int], Number]] = {}
-        self._before: dict[Hashable, Number] = {}
+        self._totals: dict[Hashable, _Total[Number]] = {}
 
     def add(self, key: Hashable, process: tuple[int, int], value: Number) -> Number:
         """Take the counter of the process that `key` has now and return the sum.
@@ -156,25 +164,27 @@ class Totals(Generic[Number]):
             process: Pid and start time.
             value: What the process has counted so far.
         """
-        last = self._last.get(key)
-        before = self._before.get(key)
-        if last is not None and last[0] != process:
-            before = self._before[key] = last[1] if before is None else before + last[1]
-        self._last[key] = (process, value)
-        return value if before is None else before + value
+        total = self._totals.get(key)
+        if total is None:
+            self._totals[key] = _Total(process, value)
+            return value
+        if total.process != process:
+            total.before = total.last if total.before is None else total.before + total.last
+            total.process = process
+        total.last = value
+        return value if total.before is None else total.before + value
 
     def total(self, key: Hashable) -> Number | None:
         """Return the sum, None before the first value."""
-        last, before = self._last.get(key), self._before.get(key)
-        if last is None or before is None:
-            return None if last is None else last[1]
-        return before + last[1]
+        total = self._totals.get(key)
+        if total is None or total.before is None:
+            return None if total is None else total.last
+        return total.before + total.last
 
     def keep(self, keys: set[Hashable]) -> None:
         """Forget every key not among `keys`."""
-        for gone in self._last.keys() - keys:
-            del self._last[gone]
-            self._before.pop(gone, None)
+        for gone in self._totals.keys() - keys:
+            del self._totals[gone]
 
 
 def open_fds(pid: int) -> int:
