@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from dlmon.observe import processes
 from dlmon.observe.aside import Aside
 from dlmon.observe.due import Due
-from dlmon.observe.loaders import text
 from dlmon.observe.memory import Scanner
+from dlmon.observe.parts import text
 from dlmon.observe.snapshot import Unobserved, UnobservedWorker
 
 LOOK_SECONDS = 5.0
