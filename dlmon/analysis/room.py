@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from dlmon.analysis.memory import steady_growth
 from dlmon.analysis.sizes import duration, size
@@ -53,7 +54,7 @@ class RoomWatcher:
                 key = (one.name, one.run, one.rank, one.loader, one.worker)
                 if share >= (1 - RELIEF if key in before else 1):
                     since = self._since[key] = before.get(key, snapshot.time)
-                    found.append(_since(one, since))
+                    found.append(replace(one, since=since))
         return snapshot, found
 
     def _limits(self, snapshot: Snapshot) -> Iterator[tuple[float, Finding]]:
@@ -140,19 +141,6 @@ def _fds(snapshot: Snapshot) -> Iterator[tuple[float, Finding]]:
                 used / most / NEARLY,
                 Finding(name, rank.run, rank.rank, loader, worker, 0.0, sentence, evidence),
             )
-
-
-def _since(finding: Finding, since: float) -> Finding:
-    return Finding(
-        finding.name,
-        finding.run,
-        finding.rank,
-        finding.loader,
-        finding.worker,
-        since,
-        finding.sentence,
-        finding.evidence,
-    )
 
 
 def _runs(ranks: Iterable[Rank]) -> Iterator[tuple[str, list[Rank]]]:
