@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from dlmon.analysis.memory import steady_growth
 from dlmon.analysis.sizes import duration, size
@@ -54,7 +55,7 @@ class RoomWatcher:
                 key = (one.name, one.run, one.rank, one.loader, one.worker)
                 if share >= 1 or key in before:
                     since = self._since[key] = before.get(key, snapshot.time)
-                    found.append(_since(one, since))
+                    found.append(replace(one, since=since))
         return snapshot, found
 
     def _limits(self, snapshot: Snapshot) -> Iterator[tuple[float, Finding]]:
@@ -151,19 +152,6 @@ def _fd(rank: Rank, loader: str, worker: str, who: str, holder: Process | Worker
     evidence = {"open_fds": str(holder.open_fds), "max_fds": str(holder.max_fds)}
     name = "open_files_nearly_exhausted"
     return Finding(name, rank.run, rank.rank, loader, worker, 0.0, sentence, evidence)
-
-
-def _since(finding: Finding, since: float) -> Finding:
-    return Finding(
-        finding.name,
-        finding.run,
-        finding.rank,
-        finding.loader,
-        finding.worker,
-        since,
-        finding.sentence,
-        finding.evidence,
-    )
 
 
 def _runs(ranks: Iterable[Rank]) -> Iterator[tuple[str, list[Rank]]]:
