@@ -1,4 +1,4 @@
-"""Regenerate the files that come from code: documents, and rules for Prometheus.
+"""Regenerate the files that come from code: documents, rules for Prometheus, dashboards for Grafana.
 
 Works in a source checkout. With --check nothing is written: what differs is listed, and the exit
 status is 1 if anything does.
@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from dlmon.agent.config import SETTINGS
-from dlmon.gen import configuration, findings, metrics, segment, torch_versions
+from dlmon.gen import configuration, dashboards, findings, metrics, segment, torch_versions
 from dlmon.gen.files import differing, source_root, write
 from dlmon.gen.rules import files as rules
 
@@ -31,6 +31,7 @@ def documents() -> dict[str, str]:
         "docs/configuration.md": configuration.render(SETTINGS),
         "docs/torch-versions.md": torch_versions.render(),
         "deploy/prometheus/rules/dlmon-recording.yml": rules.recording_rules(),
+        **dashboards.render(),
     }
 
 
