@@ -1,4 +1,4 @@
-"""Regenerate the files that come from code: documents, rules for Prometheus, dashboards for Grafana.
+"""Regenerate what comes from code: documents, rules for Prometheus, dashboards for Grafana.
 
 Works in a source checkout. With --check nothing is written: what differs is listed, and the exit
 status is 1 if anything does.
