@@ -151,7 +151,7 @@ UNOBSERVED = """
 """
 
 EXAMPLE_ALERT = {
-    "alert": "Example",
+    "alert": "DlmonExample",
     "expr": "dlmon_finding",
     "labels": {"severity": "warning"},
 }

@@ -15,13 +15,14 @@ from dlmon.catalog import AGENT_BUILD_INFO, LOADER_PHASE, RANK_UP, Metric
 from dlmon.gen.dashboards.current import current, text
 from dlmon.gen.dashboards.panels import DATASOURCE, WIDTH
 from dlmon.gen.dashboards.promql import JOBS, RANKS, RUN, select
+from dlmon.gen.rules.model import REPOSITORY
 
 TAG = "dlmon"
 CLUSTER, RUN_BOARD, LOADER, NODE = (
     f"{TAG}-{name}" for name in ("cluster", "run", "loader", "node")
 )
 
-DOCUMENTS = "https://github.com/dlmon/dlmon/blob/main/docs"
+DOCUMENTS = f"{REPOSITORY}docs"
 """Where the documents are that panels link to."""
 
 ALL = ".+"

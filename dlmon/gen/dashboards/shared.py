@@ -12,6 +12,9 @@ from dlmon.gen.dashboards.promql import ALERTS, select
 from dlmon.gen.dashboards.tables import Column, table
 
 RANK_LINK = to(board.LOADER, run=field("Run"), rank=CELL)
+OURS = 'alertname=~"Dlmon.+"'
+"""Alerts of dlmon's rules, whose names all begin so."""
+
 LOADER_LINK = to(board.LOADER, run=field("Run"), rank=field("Rank"), loader=CELL)
 
 
@@ -79,4 +82,4 @@ def alert_marks(*matchers: str) -> Any:
 
 
 def _alerts(*matchers: str) -> str:
-    return select(ALERTS, *matchers)
+    return select(ALERTS, OURS, *matchers)
