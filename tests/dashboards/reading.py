@@ -25,7 +25,7 @@ class Query:
         board: Uid of its dashboard.
         panel: Title of its panel, or the annotation's name.
         kind: Type of the panel, `annotation` for one.
-        letter: Its refId.
+        letter: Its refId, `marks` for an annotation.
         expr: PromQL, with Grafana's variables.
         instant: Asked for one moment.
         fields: For a table: the labels that its columns show.
@@ -84,7 +84,7 @@ def queries() -> Iterator[Query]:
     for uid, board in boards().items():
         for annotation in board["annotations"]["list"]:
             expr = annotation["target"]["expr"]
-            yield Query(uid, annotation["name"], "annotation", "A", expr, instant=False)
+            yield Query(uid, annotation["name"], "annotation", "marks", expr, instant=False)
 
 
 def columns(panel: Json) -> tuple[str, ...]:

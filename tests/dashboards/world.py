@@ -23,14 +23,19 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import memory_cgroups
 from tests.agents import Agent, running
 from tests.conftest import require_tool
 from tests.dashboards.reading import ROOT
 from tests.jobs import Job, JobStarter, wait_for
+from tests.memory_cgroups import memory_cgroup
 
 NVML = ROOT / "tests" / "observe" / "nvml" / "fake_nvml.c"
 RULES = ROOT / "deploy" / "prometheus" / "rules"
 GIB = 1 << 30
+
+LIMIT = 4 * GIB
+MEMORY_CGROUPS = os.access(memory_cgroups.ROOT / "cgroup.procs", os.W_OK)
 
 UTILIZATION = 37
 """Per cent, of both GPUs."""
@@ -128,6 +133,10 @@ FAULTY = """
 
 GONE = """
     import time
+
+    from torch.utils.data._utils import fetch
+
+    del fetch._IterableDatasetFetcher.fetch  # a torch that lacks one of the places to hook into
 
     import dlmon
 
@@ -281,9 +290,12 @@ class World:
 def world(folder: Path) -> Iterator[World]:
     """Start everything, and end it."""
     program = require_tool("prometheus")
-    segments = tempfile.TemporaryDirectory(prefix="dlt-", dir="/dev/shm", ignore_cleanup_errors=True)
+    segments = tempfile.TemporaryDirectory(
+        prefix="dlt-", dir="/dev/shm", ignore_cleanup_errors=True
+    )
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(segments))
+        group = stack.enter_context(memory_cgroup(LIMIT)) if MEMORY_CGROUPS else None
         jobs = JobStarter(folder, directory)
         stack.callback(jobs.close)
         ranks = (jobs(HEALTHY, env={"RANK": "0"}), jobs(HEALTHY, env={"RANK": "1"}))
@@ -291,16 +303,18 @@ def world(folder: Path) -> Iterator[World]:
         config = folder / "agent.yml"
         config.write_text(AGENT)
         agent = stack.enter_context(running("--config", str(config), "--dir", str(directory)))
-        (directory / "broken.seg").write_text("this is no segment")
         target = agent.url.removeprefix("http://")
         prometheus = Prometheus(program, folder, target)
         stack.callback(prometheus.close)
         wait_for(prometheus.ready, "Prometheus ready")
         made = World(agent, prometheus, ranks)
-        jobs(FAULTY)
+        faulty = jobs(FAULTY)
+        if group:
+            (group / "cgroup.procs").write_text(str(faulty.pid))
         jobs(UNOBSERVED, name="unobserved.py", env={"DLMON_DISABLE": "1"})
         gone = jobs(GONE)
         _kill(made, gone)
+        (directory / "broken.seg").write_text("this is no segment")
         yield made
 
 
@@ -313,11 +327,11 @@ def _kill(made: World, gone: Job) -> None:
     exits = 'dlmon_loader_worker_exits_total{loader="killed"}'
     wait_for(lambda: made.prometheus.now(exits), "the loader killed in Prometheus")
 
-    def worker() -> int | None:
+    def worker() -> int:
         for loader in made.rank("faulty", "0")["loaders"]:
             if loader["name"] == "killed" and loader["workers"][0]["pid"]:
                 return int(loader["workers"][0]["pid"])
-        return None
+        return 0
 
     os.kill(wait_for(worker, "a worker to kill"), signal.SIGKILL)
 

@@ -235,8 +235,8 @@ def _agent() -> list[Any]:
         timeseries(
             Look(
                 "What agents could not show",
-                "Looks that failed, files refused and series dropped, by reason; counted at every"
-                " look, so that one bad file counts once a second.",
+                "Looks that failed, files refused, each once, and series dropped, which count at"
+                " every look; by reason.",
                 "none",
                 width=8,
                 no_value="nothing: all was read and shown",
