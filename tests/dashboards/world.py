@@ -257,7 +257,7 @@ def interpolated(expr: str, values: Values) -> str:
         else:
             parts = [re.sub(r"([\\^$*+?.()|\[\]{}])", r"\\\\\1", one) for one in value]
             text = parts[0] if len(parts) == 1 else f"({'|'.join(parts)})"
-        filled = re.sub(rf"\${name}\b", lambda _, text=text: text, filled)
+        filled = re.sub(rf"\${name}\b", text.replace("\\", "\\\\"), filled)
     assert "$" not in filled, filled
     return filled
 
