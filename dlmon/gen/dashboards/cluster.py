@@ -65,10 +65,9 @@ def _now() -> list[Any]:
                 " the idle part of its GPU, summed. Only of ranks whose GPU NVML names.",
                 "short",
                 width=5,
-                height=5,
                 no_value=NO_GPU,
             ),
-            query(f"sum({hours(wasted)})", now=True),
+            f"sum({hours(wasted)})",
             steps=((None, palette.GOOD), (1, palette.WAIT)),
             fill=True,
         ),
@@ -78,11 +77,9 @@ def _now() -> list[Any]:
                 "How many GPUs' worth of time is being lost to waiting for data: 2 is as if two"
                 " GPUs stood still. Mean of five minutes.",
                 "short",
-                width=4,
-                height=5,
                 no_value=NO_GPU,
             ),
-            query(f"sum({wasted})"),
+            f"sum({wasted})",
             steps=((None, palette.GOOD), (1, palette.WAIT)),
         ),
         stat(
@@ -92,10 +89,9 @@ def _now() -> list[Any]:
                 " mean over the ranks of the runs chosen, of five minutes.",
                 "percentunit",
                 width=3,
-                height=5,
                 no_value=NO_RUN,
             ),
-            query(f"avg({waiting})"),
+            f"avg({waiting})",
             steps=WAIT_RATIO,
         ),
         stat(
@@ -104,14 +100,13 @@ def _now() -> list[Any]:
                 "Runs with at least one living rank.",
                 "none",
                 width=3,
-                height=5,
                 no_value=NO_RUN,
             ),
-            query(f"count(max by (run) ({up}) == 1)"),
+            f"count(max by (run) ({up}) == 1)",
         ),
         stat(
-            Look("Live ranks", "Training processes that live.", "none", 3, 5, NO_RUN),
-            query(f"sum({up})"),
+            Look("Live ranks", "Training processes that live.", "none", 3, no_value=NO_RUN),
+            f"sum({up})",
         ),
         stat(
             Look(
@@ -120,10 +115,9 @@ def _now() -> list[Any]:
                 " be. Below is what they are.",
                 "none",
                 width=3,
-                height=5,
                 no_value="none",
             ),
-            query(f"count({found})"),
+            f"count({found})",
             steps=ANY_IS_BAD,
         ),
         stat(
@@ -132,11 +126,10 @@ def _now() -> list[Any]:
                 "Agents that Prometheus reads. Click for their health.",
                 "none",
                 width=3,
-                height=5,
                 no_value="no agent is scraped",
                 links=[("Open nodes", to(board.NODE))],
             ),
-            query(f"count({AGENT_BUILD_INFO.name})"),
+            f"count({AGENT_BUILD_INFO.name})",
         ),
     ]
 
@@ -151,7 +144,6 @@ def _runs() -> Any:
             "One line a run. GPU-hours and rank-hours are of the time range; where no GPU is known,"
             " rank-hours say how long ranks waited in all. Click a run for its ranks.",
             "short",
-            width=24,
             height=11,
             no_value=NO_RUN,
         ),
@@ -256,8 +248,6 @@ def _unobserved() -> Any:
             "DataLoader workers that the agents found by name, of jobs without the shim (torch 2.6"
             " and newer): whom to tell of `dlmon run`.",
             "none",
-            width=24,
-            height=7,
             no_value="no worker of such a job: all use dlmon, or a torch older than 2.6",
         ),
         Column("User", label="user"),

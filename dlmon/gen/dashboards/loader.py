@@ -47,6 +47,8 @@ from dlmon.gen.rules import recording
 
 MINE = (RUN, RANKS, LOADERS)
 
+WAITING, ITERATING = 'phase="wait"', 'phase=~"wait|step"'
+
 AROUND = ('run=~"$run|"', 'rank=~"$rank|"', 'loader=~"$loader|"')
 """Of the loaders chosen, or of a rank, run or node as a whole."""
 
@@ -92,14 +94,12 @@ def _now() -> list[Any]:
         stat(
             Look(
                 "Wait ratio",
-                "wait ÷ (wait + step) of five minutes: 0 the data always was there, 1 the loop did"
-                " nothing but wait for it. Mean of the loaders chosen.",
+                "wait ÷ (wait + step) of all loaders chosen: 0 the data always was there, 1 their"
+                " loops did nothing but wait for it.",
                 "percentunit",
-                width=4,
-                height=5,
                 no_value="it does not iterate",
             ),
-            query(f"avg({select(recording.LOADER_WAIT_RATIO, *MINE)})"),
+            f"sum({rate(LOADER_TIME, *MINE, WAITING)}) / (sum({rate(LOADER_TIME, *MINE, ITERATING)}) > 0)",
             steps=WAIT_RATIO,
             fill=True,
         ),
@@ -109,11 +109,9 @@ def _now() -> list[Any]:
                 "Ready batches of what the prefetch queue can hold: empty, the loop has to wait;"
                 " full, the loop is the slower side.",
                 "percentunit",
-                width=4,
-                height=5,
                 no_value="it does not iterate, or has no workers",
             ),
-            query(f"avg({select(recording.LOADER_FILL, *MINE)})"),
+            f"avg({select(recording.LOADER_FILL, *MINE)})",
             steps=QUEUE_FILL,
         ),
         stat(
@@ -122,23 +120,21 @@ def _now() -> list[Any]:
                 "Share of the time for which workers fetch. An empty queue with busy workers: too"
                 " few of them, or too slow a dataset; with idle ones: something else holds it up.",
                 "percentunit",
-                width=4,
-                height=5,
                 no_value=workers.NO_WORKERS,
             ),
-            query(f"avg({select(recording.LOADER_WORKER_UTILIZATION, *MINE)})"),
+            f"avg({select(recording.LOADER_WORKER_UTILIZATION, *MINE)})",
         ),
         stat(
-            Look("Batches per second", "Delivered to the loop.", "short", 4, 5),
-            query(f"sum({rate(LOADER_BATCHES, *MINE)})"),
+            Look("Batches per second", "Delivered to the loop.", "short"),
+            f"sum({rate(LOADER_BATCHES, *MINE)})",
         ),
         stat(
-            Look("Samples per second", "Fetched, by all workers.", "short", 4, 5),
-            query(f"sum({rate(LOADER_SAMPLES, *MINE)})"),
+            Look("Samples per second", "Fetched, by all workers.", "short"),
+            f"sum({rate(LOADER_SAMPLES, *MINE)})",
         ),
         stat(
-            Look("Findings", "Diagnoses that hold now; below is which.", "none", 4, 5, "none"),
-            query(f"count({select(FINDING, *MINE)})"),
+            Look("Findings", "Diagnoses that hold now; below is which.", "none", no_value="none"),
+            f"count({select(FINDING, *MINE)})",
             steps=ANY_IS_BAD,
         ),
     ]
@@ -257,7 +253,6 @@ def _states() -> Any:
             " or a debugger. Hung: it owes a batch and makes no progress. A row of fetching beside"
             " rows of idle: that worker holds the others up.",
             "none",
-            width=24,
             height=10,
             no_value=workers.NO_WORKERS,
         ),
@@ -327,7 +322,7 @@ def _configuration() -> Any:
     labels = LOADER_INFO.labels[1:]
     up = f"sum by (rank, loader) ({select(WORKER_UP, *MINE)})"
     return table(
-        Look("Loaders", "How each loader is configured.", "none", width=24, height=6),
+        Look("Loaders", "How each loader is configured.", "none", height=6),
         *(Column(name.replace("_", " ").capitalize(), label=name) for name in labels),
         Column("Workers up", expr=up),
         source=f"max by ({', '.join(labels)}) ({select(LOADER_INFO, *MINE)})",

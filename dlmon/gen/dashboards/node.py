@@ -76,7 +76,7 @@ def _now() -> list[Any]:
                 " node; jobs there run on, and their counters go on where they were.",
                 "none",
                 width=8,
-                height=5,
+                height=4,
                 no_value="no agent is scraped by this Prometheus",
             ),
             query(f"max by (instance) ({select(UP, *MINE)})", "{{instance}}"),
@@ -88,19 +88,17 @@ def _now() -> list[Any]:
                 "Of the oldest snapshot that an agent serves: about a second when all is well,"
                 " growing for as long as it cannot look.",
                 "s",
-                width=4,
-                height=5,
             ),
-            query(f"max({select(AGENT_SNAPSHOT_AGE, *MINE)})"),
+            f"max({select(AGENT_SNAPSHOT_AGE, *MINE)})",
             steps=((None, palette.GOOD), (5, palette.NOTICE), (30, palette.BAD)),
         ),
         stat(
-            Look("Ranks", "Training processes that live here.", "none", 4, 5, "none"),
-            query(f"sum({select(RANK_UP, *MINE)})"),
+            Look("Ranks", "Training processes that live here.", "none", no_value="none"),
+            f"sum({select(RANK_UP, *MINE)})",
         ),
         stat(
-            Look("Workers", "DataLoader workers that live here.", "none", 4, 5, "none"),
-            query(f"sum({select(WORKER_UP, *MINE)})"),
+            Look("Workers", "DataLoader workers that live here.", "none", no_value="none"),
+            f"sum({select(WORKER_UP, *MINE)})",
         ),
         stat(
             Look(
@@ -108,11 +106,9 @@ def _now() -> list[Any]:
                 "Workers that live on although their training process is dead; they hold memory"
                 " until killed.",
                 "none",
-                width=4,
-                height=5,
                 no_value="no rank",
             ),
-            query(f"sum({select(RANK_ORPHAN_WORKERS, *MINE)})"),
+            f"sum({select(RANK_ORPHAN_WORKERS, *MINE)})",
             steps=ANY_IS_BAD,
         ),
     ]
@@ -121,7 +117,7 @@ def _now() -> list[Any]:
 def _runs() -> Any:
     by = "by (run, instance)"
     return table(
-        Look("Runs", "What these nodes train.", "none", width=24, height=6, no_value="no run"),
+        Look("Runs", "What these nodes train.", "none", height=6, no_value="no run"),
         Column("Run", label="run", link=to(board.RUN_BOARD, run=CELL)),
         Column("Node", label="instance"),
         Column("Ranks up", expr=f"sum {by} ({select(RANK_UP, *MINE)})"),

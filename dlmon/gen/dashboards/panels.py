@@ -27,8 +27,8 @@ class Look:
         title: A few words.
         description: What it shows, how to read it, and what to do about it.
         unit: One of Grafana's.
-        width: In columns of 24.
-        height: In rows of 30 pixels.
+        width: In columns of 24; 0 for what is usual of its kind.
+        height: In rows of 30 pixels; likewise.
         no_value: Shown where nothing answers.
         links: Where its values link to, as pairs of title and address.
     """
@@ -36,20 +36,26 @@ class Look:
     title: str
     description: str
     unit: str
-    width: int = 12
-    height: int = 8
+    width: int = 0
+    height: int = 0
     no_value: str = NO_DATA
     links: Sequence[tuple[str, str]] = ()
 
-    def arguments(self, targets: Sequence[Any]) -> Json:
-        """Return what every panel of grafanalib takes; its place is given later."""
+    def arguments(self, targets: Sequence[Any], width: int = 12, height: int = 8) -> Json:
+        """Return what every panel of grafanalib takes; its place is given later.
+
+        Args:
+            targets: Queries.
+            width: What is usual of its kind.
+            height: Likewise.
+        """
         return {
             "title": self.title,
             "description": self.description,
             "dataSource": DATASOURCE,
             "maxDataPoints": None,
             "targets": _lettered(targets),
-            "gridPos": G.GridPos(h=self.height, w=self.width, x=0, y=0),
+            "gridPos": G.GridPos(h=self.height or height, w=self.width or width, x=0, y=0),
         }
 
     def defaults(self, **further: Any) -> Json:
@@ -124,23 +130,9 @@ def timeseries(
         top: The axis's upper end; else it follows the values.
         bars: Draw bars: for what is counted from point to point.
     """
-    overrides = [override(name, color=colour(shade)) for name, shade in (colours or {}).items()]
-    overrides += [
-        override(name, unit=unit, custom__axisPlacement="right")
-        for name, unit in (units or {}).items()
-    ]
-    line = {"fill": "dash", "dash": [10, 10]}
-    overrides += [
-        override(name, custom__lineStyle=line, custom__fillOpacity=0, custom__stacking=_NO_STACK)
-        for name in dashed
-    ]
     filled = bars or stack != "none"
-    custom = {
-        "scaleDistribution": {"type": "linear"},
-        "thresholdsStyle": {"mode": "dashed" if steps else "off"},
-        "axisBorderShow": False,
-        "insertNulls": False,
-    }
+    wide = look.width in (0, 12, WIDTH)
+    defaults = look.defaults(min=0, max=top, custom=_line(dashed=steps is not None))
     return G.TimeSeries(
         **look.arguments(targets),
         unit=look.unit,
@@ -150,56 +142,64 @@ def timeseries(
         showPoints="never",
         stacking={"mode": stack, "group": "A"},
         thresholds=thresholds(steps or PLAIN),
-        legendPlacement="bottom",
-        legendDisplayMode="table" if look.width >= WIDTH // 2 else "list",
-        legendCalcs=["mean", "max", "lastNotNull"] if look.width >= WIDTH // 2 else [],
+        legendDisplayMode="table" if wide else "list",
+        legendCalcs=["mean", "max", "lastNotNull"] if wide else [],
         tooltipMode="multi",
         tooltipSort="desc",
-        overrides=overrides,
+        overrides=_overrides(colours or {}, units or {}, dashed),
         extraJson={
-            "fieldConfig": {
-                "defaults": {**look.defaults(min=0, max=top), "custom": _replaced(custom)}
-            },
+            "fieldConfig": {"defaults": defaults},
             "options": {"legend": {"showLegend": True}, "tooltip": {"hideZeros": False}},
         },
     )
 
 
-_NO_STACK = {"mode": "none", "group": "A"}
+def _line(*, dashed: bool) -> Json:
+    """Return what grafanalib does not say of lines; a logarithm's base is for such scales."""
+    return {
+        "scaleDistribution": {"type": "linear", "log": None},
+        "thresholdsStyle": {"mode": "dashed" if dashed else "off"},
+        "axisBorderShow": False,
+        "insertNulls": False,
+    }
 
 
-def _replaced(custom: Json) -> Json:
-    """Return what differs from grafanalib's; its logarithm's base is for logarithmic scales."""
-    return {**custom, "scaleDistribution": {**custom["scaleDistribution"], "log": None}}
+def _overrides(
+    colours: Mapping[str, str], units: Mapping[str, str], dashed: Sequence[str]
+) -> list[Json]:
+    """Return what is different for single series."""
+    apart = {"mode": "none", "group": "A"}
+    line = {"fill": "dash", "dash": [10, 10]}
+    return [
+        *(override(name, color=colour(shade)) for name, shade in colours.items()),
+        *(override(name, unit=unit, custom__axisPlacement="right") for name, unit in units.items()),
+        *(
+            override(name, custom__lineStyle=line, custom__fillOpacity=0, custom__stacking=apart)
+            for name in dashed
+        ),
+    ]
 
 
-def stat(
-    look: Look,
-    *targets: Any,
-    steps: Steps = PLAIN,
-    mappings: Sequence[Json] = (),
-    fill: bool = False,
-) -> Any:
-    """Return one number a query, over a faint line of how it was.
+def stat(look: Look, expr: str, *, steps: Steps = PLAIN, fill: bool = False) -> Any:
+    """Return one number: how it is now, at the end of the time range.
+
+    A query over the range would go on showing the last of what is no more.
 
     Args:
         look: Title, unit and so on.
-        targets: Queries; those of a moment draw no line.
+        expr: PromQL with one answer.
         steps: Thresholds that colour it.
-        mappings: Values shown as words.
         fill: Colour the whole panel: for what should be looked at first.
     """
-    over_time = not any(target.instant for target in targets)
     return G.Stat(
-        **look.arguments(targets),
+        **look.arguments([query(expr, now=True)], width=4, height=4),
         format=look.unit,
         noValue=look.no_value,
         color={"mode": "thresholds"},
         colorMode="background" if fill else "value",
-        graphMode="area" if over_time else "none",
+        graphMode="none",
         reduceCalc="lastNotNull",
         thresholds=thresholds(steps),
-        mappings=list(mappings),
         extraJson={
             "fieldConfig": {"defaults": look.defaults(), "overrides": []},
             "options": {

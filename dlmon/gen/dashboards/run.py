@@ -67,10 +67,8 @@ def _now() -> list[Any]:
                 "Share of the ranks' time, pauses left out, for which they had no batch to work on."
                 " Mean of five minutes; 0 the data always was there, 1 they only waited.",
                 "percentunit",
-                width=4,
-                height=5,
             ),
-            query(waiting),
+            waiting,
             steps=WAIT_RATIO,
             fill=True,
         ),
@@ -80,11 +78,9 @@ def _now() -> list[Any]:
                 "GPU time lost to waiting in the time range: for each rank its wait times the idle"
                 " part of its GPU, summed.",
                 "short",
-                width=4,
-                height=5,
                 no_value=NO_GPU,
             ),
-            query(f"sum({hours(wasted)})", now=True),
+            f"sum({hours(wasted)})",
             steps=((None, palette.GOOD), (1, palette.WAIT)),
         ),
         stat(
@@ -93,30 +89,26 @@ def _now() -> list[Any]:
                 "Mean over the GPUs that these ranks compute on: share of the time in which some"
                 " kernel ran, however small.",
                 "percentunit",
-                width=4,
-                height=5,
                 no_value=NO_GPU,
             ),
-            query(f"avg({select(recording.RANK_GPU_UTILIZATION_NOW, *MINE)})"),
+            f"avg({select(recording.RANK_GPU_UTILIZATION_NOW, *MINE)})",
             steps=BUSY,
         ),
         stat(
-            Look("Samples per second", "Samples that all ranks fetched.", "short", 4, 5),
-            query(f"sum({rate(LOADER_SAMPLES, *MINE)})"),
+            Look("Samples per second", "Samples that all ranks fetched.", "short"),
+            f"sum({rate(LOADER_SAMPLES, *MINE)})",
         ),
         stat(
             Look(
                 "Ranks up",
                 "Training processes that live; those that died without saying goodbye are below.",
                 "none",
-                width=4,
-                height=5,
             ),
-            query(f"sum({select(RANK_UP, *MINE)})"),
+            f"sum({select(RANK_UP, *MINE)})",
         ),
         stat(
-            Look("Findings", "Diagnoses that hold now.", "none", 4, 5, "none"),
-            query(f"count({select(FINDING, *MINE)})"),
+            Look("Findings", "Diagnoses that hold now.", "none", no_value="none"),
+            f"count({select(FINDING, *MINE)})",
             steps=ANY_IS_BAD,
         ),
     ]
@@ -135,7 +127,6 @@ def _ranks() -> Any:
             " twice as much as half of the ranks; below 1 in batches is slower than they are. A"
             " straggler waits much while the others wait for it in their step.",
             "short",
-            width=24,
             height=10,
         ),
         Column(
@@ -318,8 +309,6 @@ def _loaders() -> Any:
             " fetch: too few workers, or too slow a dataset. A full queue: the loop is the slower"
             " side, and the loader costs nothing.",
             "short",
-            width=24,
-            height=7,
         ),
         Column(
             "Loader",
@@ -359,7 +348,7 @@ def _loaders() -> Any:
 def _processes() -> Any:
     labels = ("rank", "instance", "pid", "user", "script", "python", "torch", "dlmon", "cgroup")
     return table(
-        Look("Processes", "Who is behind each rank.", "none", width=24, height=6),
+        Look("Processes", "Who is behind each rank.", "none", height=6),
         *(Column(_HEADS.get(name, name.capitalize()), label=name) for name in labels),
         source=f"max by ({', '.join(labels)}) ({select(RANK_INFO, *MINE)})",
     )

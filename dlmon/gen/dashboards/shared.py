@@ -18,7 +18,7 @@ OURS = 'alertname=~"Dlmon.+"'
 LOADER_LINK = to(board.LOADER, run=field("Run"), rank=field("Rank"), loader=CELL)
 
 
-def findings(*matchers: str, width: int = 24) -> Any:
+def findings(*matchers: str) -> Any:
     """Return the table of what agents find wrong now, each with what to do about it."""
     return table(
         Look(
@@ -27,8 +27,7 @@ def findings(*matchers: str, width: int = 24) -> Any:
             " opens what it means, by which signals it is recognised and what to do; on a rank or"
             " loader its dashboard.",
             "none",
-            width=width,
-            height=7,
+            width=12,
             no_value="nothing is wrong: no agent has a finding here",
         ),
         Column("Severity", label="severity", mappings=palette.SEVERITY_NAMES, width=90),
@@ -43,7 +42,7 @@ def findings(*matchers: str, width: int = 24) -> Any:
     )
 
 
-def alerts(*matchers: str, width: int = 24) -> Any:
+def alerts(*matchers: str) -> Any:
     """Return the table of alerts that are firing or about to, each with its runbook."""
     return table(
         Look(
@@ -52,8 +51,7 @@ def alerts(*matchers: str, width: int = 24) -> Any:
             " (pending). A click on a name opens its runbook: meaning, impact, diagnosis,"
             " mitigation.",
             "none",
-            width=width,
-            height=7,
+            width=12,
             no_value="no alert is firing or pending",
         ),
         Column("Severity", label="severity", mappings=palette.SEVERITY_NAMES, width=90),

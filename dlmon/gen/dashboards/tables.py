@@ -9,7 +9,7 @@ from typing import Any
 from grafanalib import core as G  # noqa: N812  # as its own documentation does
 
 from dlmon.gen.dashboards.palette import PLAIN, Json, Steps, thresholds
-from dlmon.gen.dashboards.panels import Look, override, query
+from dlmon.gen.dashboards.panels import WIDTH, Look, override, query
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def table(look: Look, *columns: Column, source: str = "", sort: Sequence[str] = 
     for target in targets:
         target.format = "table"
     return G.Table(
-        **look.arguments(targets),
+        **look.arguments(targets, width=WIDTH, height=7),
         thresholds=thresholds(PLAIN),
         unit=look.unit,
         overrides=[
