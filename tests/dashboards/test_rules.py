@@ -161,6 +161,14 @@ def test_the_lowest_threshold_has_no_value_and_the_others_rise(panel: Panel) -> 
     assert values[1:] == sorted(values[1:])
 
 
+@each_panel
+def test_what_says_how_it_is_now_asks_for_now(panel: Panel) -> None:
+    """Over the range, the last value of what is no more would be shown as if it still were."""
+    now = panel[1]["type"] in ("stat", "bargauge", "table")
+    assert {target["instant"] for target in panel[1]["targets"]} == {now}
+    assert {target["range"] for target in panel[1]["targets"]} == {not now}
+
+
 def _units(panel: Json) -> set[str]:
     return {
         found["value"]

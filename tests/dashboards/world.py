@@ -168,13 +168,13 @@ EXAMPLE_ALERT = {
 
 
 class Prometheus:
-    """A real Prometheus on a free port, in a folder of its own, scraping every second."""
+    """A real Prometheus on a free port, in a folder of its own, scraping every three seconds."""
 
     def __init__(self, program: Path, folder: Path, target: str) -> None:
         extra = folder / "example.yml"
         extra.write_text(json.dumps({"groups": [{"name": "example", "rules": [EXAMPLE_ALERT]}]}))
         config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "global": {"scrape_interval": "3s", "evaluation_interval": "3s"},
             "rule_files": [str(RULES / "*.yml"), str(extra)],
             "scrape_configs": [
                 {"job_name": "dlmon", "static_configs": [{"targets": [target]}]},

@@ -41,10 +41,10 @@ def render() -> str:
         " what is wrong. Click a run to see its ranks.",
         variables=[board.runs()],
         rows=[
-            Row("Now", _now()),
+            Row("Now", [*_cost(), *_counts()]),
             Row("Runs, worst first", [_runs()]),
             Row("What is wrong", [shared.alerts(OF_RUNS), shared.findings(OF_RUNS)]),
-            Row("Over time", _over_time()),
+            Row("Over time", [*_worst(), *_troubles()]),
             Row("Jobs without dlmon", [_unobserved()]),
         ],
         annotations=[shared.alert_marks(OF_RUNS)],
@@ -52,11 +52,9 @@ def render() -> str:
     )
 
 
-def _now() -> list[Any]:
-    up = select(RANK_UP, RUNS)
+def _cost() -> list[Any]:
     wasted = select(recording.RUN_GPU_WASTED, RUNS)
     waiting = select(recording.RANK_WAIT_RATIO, RUNS)
-    found = select(FINDING, CRITICAL, OF_RUNS)
     return [
         stat(
             Look(
@@ -94,6 +92,13 @@ def _now() -> list[Any]:
             f"avg({waiting})",
             steps=WAIT_RATIO,
         ),
+    ]
+
+
+def _counts() -> list[Any]:
+    up = select(RANK_UP, RUNS)
+    found = select(FINDING, CRITICAL, OF_RUNS)
+    return [
         stat(
             Look(
                 "Live runs",
@@ -182,7 +187,7 @@ def _runs() -> Any:
     )
 
 
-def _over_time() -> list[Any]:
+def _worst() -> list[Any]:
     to_run = [("Open run", to(board.RUN_BOARD, run=label("run")))]
     return [
         timeseries(
@@ -209,6 +214,11 @@ def _over_time() -> list[Any]:
             query(worst(10, select(recording.RUN_WAIT_RATIO, RUNS)), "{{run}}"),
             top=1,
         ),
+    ]
+
+
+def _troubles() -> list[Any]:
+    return [
         timeseries(
             Look(
                 "Workers that died",

@@ -62,13 +62,13 @@ def render() -> str:
         " worker, and what the workers cost.",
         variables=[board.run(), board.ranks(), board.loaders()],
         rows=[
-            Row("Now", _now()),
-            Row("Waiting", _waiting()),
+            Row("Now", [*_balance(), *_pace()]),
+            Row("Waiting", [*_waiting(), *_queue()]),
             Row("Fetching", _fetching()),
             Row("Workers", [_states(), *workers.activity(MINE)]),
             Row("Memory of workers", workers.memory(MINE)),
             Row("What is wrong", [shared.alerts(*AROUND), shared.findings(*AROUND)]),
-            Row("Beginnings and ends", _lifetimes()),
+            Row("Beginnings and ends", [*_lifetimes(), *_troubles()]),
             Row("What workers use", workers.usage(MINE), collapsed=True),
             Row("Configuration", [_configuration()], collapsed=True),
         ],
@@ -89,7 +89,7 @@ def _epochs() -> Any:
     )
 
 
-def _now() -> list[Any]:
+def _balance() -> list[Any]:
     return [
         stat(
             Look(
@@ -99,7 +99,8 @@ def _now() -> list[Any]:
                 "percentunit",
                 no_value="it does not iterate",
             ),
-            f"sum({rate(LOADER_TIME, *MINE, WAITING)}) / (sum({rate(LOADER_TIME, *MINE, ITERATING)}) > 0)",
+            f"sum({rate(LOADER_TIME, *MINE, WAITING)})"
+            f" / (sum({rate(LOADER_TIME, *MINE, ITERATING)}) > 0)",
             steps=WAIT_RATIO,
             fill=True,
         ),
@@ -124,6 +125,11 @@ def _now() -> list[Any]:
             ),
             f"avg({select(recording.LOADER_WORKER_UTILIZATION, *MINE)})",
         ),
+    ]
+
+
+def _pace() -> list[Any]:
+    return [
         stat(
             Look("Batches per second", "Delivered to the loop.", "short"),
             f"sum({rate(LOADER_BATCHES, *MINE)})",
@@ -166,6 +172,11 @@ def _waiting() -> list[Any]:
             query(mean(LOADER_STEP, "loader", *MINE), "step, {{loader}}"),
             colours={"/^wait/": palette.WAIT, "/^step/": palette.STEP},
         ),
+    ]
+
+
+def _queue() -> list[Any]:
+    return [
         timeseries(
             Look(
                 "The prefetch queue, against its capacity",
@@ -300,6 +311,11 @@ def _lifetimes() -> list[Any]:
                 "{{loader}}",
             ),
         ),
+    ]
+
+
+def _troubles() -> list[Any]:
+    return [
         timeseries(
             Look(
                 "Errors, timeouts, batches thrown away",

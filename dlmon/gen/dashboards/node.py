@@ -55,19 +55,19 @@ def render() -> str:
         " and workers of jobs that do not use dlmon.",
         variables=[board.jobs(), board.instances()],
         rows=[
-            Row("Now", _now()),
+            Row("Now", [*_agents(), *_counts()]),
             Row("Jobs here", [_runs()]),
             Row("What is wrong", [shared.findings(*MINE)]),
             Row("GPUs", _gpus()),
             Row("Memory of cgroups", _memory()),
-            Row("The agent itself", _agent()),
+            Row("The agent itself", [*_agent(), *_losses()]),
             Row("Jobs without dlmon", _unobserved(), collapsed=True),
         ],
         annotations=[shared.alert_marks(*AROUND)],
     )
 
 
-def _now() -> list[Any]:
+def _agents() -> list[Any]:
     return [
         states(
             Look(
@@ -92,6 +92,11 @@ def _now() -> list[Any]:
             f"max({select(AGENT_SNAPSHOT_AGE, *MINE)})",
             steps=((None, palette.GOOD), (5, palette.NOTICE), (30, palette.BAD)),
         ),
+    ]
+
+
+def _counts() -> list[Any]:
+    return [
         stat(
             Look("Ranks", "Training processes that live here.", "none", no_value="none"),
             f"sum({select(RANK_UP, *MINE)})",
@@ -205,8 +210,6 @@ def _memory() -> list[Any]:
 
 def _agent() -> list[Any]:
     age, duration = select(AGENT_SNAPSHOT_AGE, *MINE), select(AGENT_SNAPSHOT_DURATION, *MINE)
-    refused = increase(AGENT_SEGMENTS_REFUSED, *MINE)
-    dropped = increase(AGENT_SERIES_DROPPED, *MINE)
     return [
         timeseries(
             Look(
@@ -228,6 +231,13 @@ def _agent() -> list[Any]:
             ),
             query(f"max by (instance) ({select(AGENT_SEGMENTS, *MINE)})", "{{instance}}"),
         ),
+    ]
+
+
+def _losses() -> list[Any]:
+    refused = increase(AGENT_SEGMENTS_REFUSED, *MINE)
+    dropped = increase(AGENT_SERIES_DROPPED, *MINE)
+    return [
         timeseries(
             Look(
                 "What agents could not show",

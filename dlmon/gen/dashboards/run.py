@@ -16,6 +16,7 @@ from dlmon.catalog import (
     RANK_UP,
     WORKER_HUNG,
     WORKER_UP,
+    Metric,
 )
 from dlmon.gen.dashboards import board, palette, resources, shared
 from dlmon.gen.dashboards.board import CELL, HERE, Row, label, to
@@ -45,9 +46,9 @@ def render() -> str:
         " whether the GPUs idle meanwhile. Click a rank or a loader to see its workers.",
         variables=[board.run(), board.ranks()],
         rows=[
-            Row("Now", _now()),
-            Row("Ranks side by side", [_ranks(), *_stragglers()]),
-            Row("Waiting, and the GPU meanwhile", _waiting()),
+            Row("Now", [*_cost(), *_counts()]),
+            Row("Ranks side by side", [_ranks(), *_stragglers(), *_phases()]),
+            Row("Waiting, and the GPU meanwhile", [*_waiting(), *_shares()]),
             Row("What is wrong", [shared.alerts(*RUN_WIDE), shared.findings(*RUN_WIDE)]),
             Row("Loaders", [_loaders()]),
             Row("CPU, memory, descriptors", resources.of_ranks(MINE), collapsed=True),
@@ -57,7 +58,7 @@ def render() -> str:
     )
 
 
-def _now() -> list[Any]:
+def _cost() -> list[Any]:
     waiting = f"avg({select(recording.RANK_WAIT_RATIO, *MINE)})"
     wasted = select(recording.RANK_GPU_WASTED, *MINE)
     return [
@@ -94,6 +95,11 @@ def _now() -> list[Any]:
             f"avg({select(recording.RANK_GPU_UTILIZATION_NOW, *MINE)})",
             steps=BUSY,
         ),
+    ]
+
+
+def _counts() -> list[Any]:
+    return [
         stat(
             Look("Samples per second", "Samples that all ranks fetched.", "short"),
             f"sum({rate(LOADER_SAMPLES, *MINE)})",
@@ -114,12 +120,11 @@ def _now() -> list[Any]:
     ]
 
 
-def _ranks() -> Any:
-    def by_rank(expression: str, how: str = "sum") -> str:
-        return f"{how} by (rank) ({expression})"
+def _by_rank(metric: Metric | recording.Recording, how: str = "max") -> str:
+    return f"{how} by (rank) ({select(metric, *MINE)})"
 
-    wait = select(recording.RANK_WAIT_RATIO, *MINE)
-    busy = select(recording.RANK_GPU_UTILIZATION_WAITING, *MINE)
+
+def _ranks() -> Any:
     return table(
         Look(
             "Ranks",
@@ -129,12 +134,7 @@ def _ranks() -> Any:
             "short",
             height=10,
         ),
-        Column(
-            "Rank",
-            label="rank",
-            link=to(board.LOADER, run=HERE, rank=CELL),
-            width=70,
-        ),
+        Column("Rank", label="rank", link=to(board.LOADER, run=HERE, rank=CELL), width=70),
         Column("Node", label="instance", link=to(board.NODE, instance=CELL)),
         Column(
             "Process",
@@ -142,44 +142,37 @@ def _ranks() -> Any:
             mappings=palette.UP_OR_DEAD,
             width=80,
         ),
-        Column(
-            "Wait ratio",
-            expr=by_rank(wait, "max"),
-            unit="percentunit",
-            steps=WAIT_RATIO,
-            gauge=True,
-            width=200,
-        ),
-        Column(
-            "Wait, to median",
-            expr=by_rank(select(recording.RANK_WAIT_TO_MEDIAN, *MINE), "max"),
-            steps=TO_MEDIAN,
-            unit="short",
-        ),
-        Column("Batches/s", expr=by_rank(rate(LOADER_BATCHES, *MINE)), unit="short"),
-        Column(
-            "Batches, to median",
-            expr=by_rank(select(recording.RANK_BATCHES_TO_MEDIAN, *MINE), "max"),
-            unit="short",
-        ),
-        Column(
-            "GPU busy",
-            expr=by_rank(select(recording.RANK_GPU_UTILIZATION_NOW, *MINE), "max"),
-            unit="percentunit",
-            steps=BUSY,
-        ),
-        Column("GPU busy, waiting", expr=by_rank(busy, "max"), unit="percentunit"),
-        Column(
-            "GPUs wasted",
-            expr=by_rank(select(recording.RANK_GPU_WASTED, *MINE)),
-            unit="short",
-        ),
-        Column("Workers up", expr=by_rank(select(WORKER_UP, *MINE))),
-        Column("Hung", expr=by_rank(select(WORKER_HUNG, *MINE)), steps=ANY_IS_BAD),
-        Column("CPUs used", expr=by_rank(rate(RANK_CPU_SECONDS, *MINE)), unit="short"),
-        Column("RSS", expr=by_rank(select(RANK_RESIDENT_MEMORY, *MINE)), unit="bytes"),
+        *_how_ranks_wait(),
+        *_what_ranks_use(),
         sort=["Wait ratio"],
     )
+
+
+def _how_ranks_wait() -> list[Column]:
+    wait = _by_rank(recording.RANK_WAIT_RATIO)
+    to_median = _by_rank(recording.RANK_WAIT_TO_MEDIAN)
+    batches = f"sum by (rank) ({rate(LOADER_BATCHES, *MINE)})"
+    return [
+        Column("Wait ratio", "", wait, "percentunit", WAIT_RATIO, gauge=True, width=200),
+        Column("Wait, to median", "", to_median, "short", TO_MEDIAN),
+        Column("Batches/s", "", batches, "short"),
+        Column("Batches, to median", "", _by_rank(recording.RANK_BATCHES_TO_MEDIAN), "short"),
+    ]
+
+
+def _what_ranks_use() -> list[Column]:
+    busy = _by_rank(recording.RANK_GPU_UTILIZATION_NOW)
+    waiting = _by_rank(recording.RANK_GPU_UTILIZATION_WAITING)
+    cpus = f"sum by (rank) ({rate(RANK_CPU_SECONDS, *MINE)})"
+    return [
+        Column("GPU busy", "", busy, "percentunit", BUSY),
+        Column("GPU busy, waiting", "", waiting, "percentunit"),
+        Column("GPUs wasted", "", _by_rank(recording.RANK_GPU_WASTED), "short"),
+        Column("Workers up", "", _by_rank(WORKER_UP, "sum")),
+        Column("Hung", "", _by_rank(WORKER_HUNG, "sum"), steps=ANY_IS_BAD),
+        Column("CPUs used", "", cpus, "short"),
+        Column("RSS", "", _by_rank(RANK_RESIDENT_MEMORY, "sum"), "bytes"),
+    ]
 
 
 def _stragglers() -> list[Any]:
@@ -219,6 +212,11 @@ def _stragglers() -> list[Any]:
             ),
             steps=((None, palette.BAD), (0.8, palette.NOTICE), (0.95, palette.GOOD)),
         ),
+    ]
+
+
+def _phases() -> list[Any]:
+    return [
         states(
             Look(
                 "What each rank does",
@@ -271,6 +269,11 @@ def _waiting() -> list[Any]:
             query(f"max by (rank) ({select(recording.RANK_WAIT_RATIO, *MINE)})", "rank {{rank}}"),
             top=1,
         ),
+    ]
+
+
+def _shares() -> list[Any]:
+    return [
         timeseries(
             Look(
                 "Where the time goes",
