@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpus import FakeGpus, build
 from tests.jobs import JobStarter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,3 +89,17 @@ def run_job(tmp_path: Path, segment_dir: Path) -> Iterator[JobStarter]:
     starter = JobStarter(tmp_path, segment_dir)
     yield starter
     starter.close()
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a libnvidia-ml.so.1 that does as it is told; see `tests.gpus`."""
+    folder = tmp_path_factory.mktemp("nvml")
+    build(require_tool("gcc"), folder)
+    return folder
+
+
+@pytest.fixture
+def fake_gpus(nvml_library: Path, tmp_path: Path) -> FakeGpus:
+    """The GPUs of processes that are started with its environment: none at first."""
+    return FakeGpus(nvml_library, tmp_path)

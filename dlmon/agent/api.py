@@ -30,7 +30,7 @@ def snapshot_json(latest: Latest, interval_seconds: float, *, trusted: bool) -> 
         interval_seconds: From one snapshot to the next.
         trusted: Whether the client may see paths of files that were refused.
     """
-    document = _plain(latest.snapshot if trusted else _without_paths(latest.snapshot))
+    document = plain(latest.snapshot if trusted else _without_paths(latest.snapshot))
     assert isinstance(document, dict)
     document["agent"] = {
         "version": __version__,
@@ -42,7 +42,7 @@ def snapshot_json(latest: Latest, interval_seconds: float, *, trusted: bool) -> 
 
 def findings_json(snapshot: Snapshot) -> bytes:
     """Return what is wrong, as JSON: `time`, and `findings`, the gravest first."""
-    return _encoded({"time": snapshot.time, "findings": _plain(snapshot.findings)})
+    return _encoded({"time": snapshot.time, "findings": plain(snapshot.findings)})
 
 
 def hangs_json(hangs: Sequence[Hang], *, trusted: bool) -> bytes:
@@ -53,7 +53,7 @@ def hangs_json(hangs: Sequence[Hang], *, trusted: bool) -> bytes:
         trusted: Whether the client may see stacks.
     """
     shown = hangs if trusted else [_without_stacks(hang) for hang in hangs]
-    return _encoded({"hangs": _plain(tuple(shown))})
+    return _encoded({"hangs": plain(tuple(shown))})
 
 
 def _encoded(document: object) -> bytes:
@@ -74,12 +74,11 @@ def _without_paths(snapshot: Snapshot) -> Snapshot:
 
 def encoded(document: object) -> bytes:
     """Return frozen data as JSON, as `snapshot_json` has it."""
-    plain = _plain(document)
-    return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return _encoded(plain(document))
 
 
-def _plain(value: object) -> object:
-    """Turn frozen data into what JSON has."""
+def plain(value: object) -> object:
+    """Turn frozen data into what JSON has, as `snapshot_json` has it."""
     if isinstance(value, enum.Enum):
         return value.name.lower()
     if value is None or isinstance(value, str | int):  # bool is an int
@@ -87,15 +86,15 @@ def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(_plain(key)): _plain(entry) for key, entry in value.items()}
+        return {str(plain(key)): plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
-    plain: dict[str, object] = {name: _plain(getattr(value, name)) for name in _names(type(value))}
+        return [plain(entry) for entry in value]
+    fields: dict[str, object] = {name: plain(getattr(value, name)) for name in _names(type(value))}
     if isinstance(value, Loader):
-        plain["wait_ratio"] = _plain(value.wait_ratio)
+        fields["wait_ratio"] = plain(value.wait_ratio)
     elif isinstance(value, Finding):
-        plain["severity"] = FINDINGS[value.name].severity.value
-    return plain
+        fields["severity"] = FINDINGS[value.name].severity.value
+    return fields
 
 
 def _names(kind: type) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from dlmon.agent.configfile import read_values
 from dlmon.agent.settings import Setting, Value, build, setting, settings_of
 from dlmon.catalog import AGENT_SERIES_DROPPED, WORKER_UP
 from dlmon.errors import UsageError
-from dlmon.segment.files import SEARCHED
+from dlmon.segment.files import SEARCHED, searched
 
 _DROPPED = AGENT_SERIES_DROPPED.name
 
@@ -219,9 +219,7 @@ def load(
         ConfigError: The file has an unknown key, a wrong type or a value that is not allowed.
         UsageError: The same of a flag.
     """
-    values: dict[tuple[str, ...], Value] = {}
-    if environ.get("DLMON_DIR"):
-        values[("dirs",)] = (os.path.abspath(environ["DLMON_DIR"]), *SEARCHED)
+    values: dict[tuple[str, ...], Value] = {("dirs",): searched(environ)}
     if path is not None:
         values.update(read_values(Path(path), SETTINGS))
     for flag, text in flags.items():

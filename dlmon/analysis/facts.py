@@ -12,7 +12,7 @@ STOPPED = ("T", "t")
 IN_NEXT = (Phase.STARTUP, Phase.WAIT, Phase.TEARDOWN)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class WorkerFacts:
     """For how long a worker has been what it is; what does not apply has lasted 0 seconds."""
 
@@ -25,8 +25,9 @@ class WorkerFacts:
     @property
     def longest(self) -> float:
         """Seconds of what has lasted longest."""
-        lasted = self.fetching, self.owing, self.handing, self.stopped
-        return max(one.seconds for one in lasted)
+        return max(
+            self.fetching.seconds, self.owing.seconds, self.handing.seconds, self.stopped.seconds
+        )
 
     @property
     def suspect(self) -> bool:

@@ -202,6 +202,8 @@ def _without_the_held(found: list[Finding], facts: LoaderFacts) -> list[Finding]
 
     That worker may hold the interpreter, and with it the lock of the queue that all write to.
     """
+    if not found:
+        return found
     fetching = max((one.fetching.seconds for one in facts.workers), default=0.0)
     own = {str(one.worker.slot): one.handing.seconds for one in facts.workers}
     return [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from dlmon.analysis.memory import steady_growth
 from dlmon.analysis.sizes import duration, size
-from dlmon.observe.snapshot import CgroupMemory, Finding, Rank, Snapshot
+from dlmon.observe.snapshot import CgroupMemory, Finding, Process, Rank, Snapshot, Worker
 
 NEARLY = 0.9
 """Of /dev/shm or of the descriptors that a process may have."""
@@ -21,7 +22,8 @@ LIMIT_HALF = 0.5
 end far below."""
 
 RELIEF = 0.05
-"""What is found at a threshold holds until it is this share below it, lest it come and go."""
+"""What is found at a threshold holds until it is this share below it, lest it come and go. What is
+further below, as nearly all is, is not put into words."""
 
 _POINTS = 60
 _LEAST_POINTS = 30
@@ -51,9 +53,9 @@ class RoomWatcher:
         for group in (_shm(snapshot), _fds(snapshot), self._limits(snapshot)):
             for share, one in group:
                 key = (one.name, one.run, one.rank, one.loader, one.worker)
-                if share >= (1 - RELIEF if key in before else 1):
+                if share >= 1 or key in before:
                     since = self._since[key] = before.get(key, snapshot.time)
-                    found.append(_since(one, since))
+                    found.append(replace(one, since=since))
         return snapshot, found
 
     def _limits(self, snapshot: Snapshot) -> Iterator[tuple[float, Finding]]:
@@ -66,6 +68,8 @@ class RoomWatcher:
             left = memory.room_bytes / rate if rate else None
             if left is not None and used >= LIMIT_HALF * memory.binding_limit_bytes:
                 share = max(share, HORIZON_SECONDS / max(left, 1.0))
+            if share < 1 - RELIEF:
+                continue
             for run, ranks in _runs(rank for rank in snapshot.ranks if rank.process.cgroup == path):
                 name = ranks[0].rank if len(ranks) == 1 else ""
                 yield share, _limit(run, name, path, memory, rate, left, ranks)
@@ -110,12 +114,14 @@ def _shm(snapshot: Snapshot) -> Iterator[tuple[float, Finding]]:
         used, whole = rank.process.shm_used_bytes, rank.process.shm_size_bytes
         if not rank.up or used is None or not whole:
             continue
+        share = used / whole / NEARLY
+        if share < 1 - RELIEF:
+            continue
         holders = list(_largest(_shm_of(rank)))
         sentence = f"{size(used)} of the {size(whole)} of /dev/shm are in use"
         if holders:
             sentence += "; the most in " + ", ".join(f"{who} ({held})" for who, held in holders)
         evidence = {"size_bytes": str(whole), "used_bytes": str(used), **dict(holders)}
-        share = used / whole / NEARLY
         yield (
             share,
             Finding("shm_nearly_full", rank.run, rank.rank, "", "", 0.0, sentence, evidence),
@@ -124,35 +130,28 @@ def _shm(snapshot: Snapshot) -> Iterator[tuple[float, Finding]]:
 
 def _fds(snapshot: Snapshot) -> Iterator[tuple[float, Finding]]:
     for rank in snapshot.ranks:
-        processes = [("", "", "the training process", rank.process.open_fds, rank.process.max_fds)]
-        processes += [
-            (loader.name, str(w.slot), f"worker {w.slot} of {loader.name}", w.open_fds, w.max_fds)
-            for loader in rank.loaders
-            for w in loader.workers
-        ]
-        for loader, worker, who, used, most in processes:
-            if used is None or not most:
-                continue
-            sentence = f"{who} has {used} of {most} descriptors open"
-            evidence = {"open_fds": str(used), "max_fds": str(most)}
-            name = "open_files_nearly_exhausted"
-            yield (
-                used / most / NEARLY,
-                Finding(name, rank.run, rank.rank, loader, worker, 0.0, sentence, evidence),
-            )
+        process = rank.process
+        share = _share(process.open_fds, process.max_fds)
+        if share >= 1 - RELIEF:
+            yield share, _fd(rank, "", "", "the training process", process)
+        for loader in rank.loaders:
+            for worker in loader.workers:
+                share = _share(worker.open_fds, worker.max_fds)
+                if share >= 1 - RELIEF:
+                    who = f"worker {worker.slot} of {loader.name}"
+                    yield share, _fd(rank, loader.name, str(worker.slot), who, worker)
 
 
-def _since(finding: Finding, since: float) -> Finding:
-    return Finding(
-        finding.name,
-        finding.run,
-        finding.rank,
-        finding.loader,
-        finding.worker,
-        since,
-        finding.sentence,
-        finding.evidence,
-    )
+def _share(used: int | None, most: int | None) -> float:
+    """Return which share of what is nearly all descriptors is in use, 0 if that is not known."""
+    return used / most / NEARLY if used is not None and most else 0.0
+
+
+def _fd(rank: Rank, loader: str, worker: str, who: str, holder: Process | Worker) -> Finding:
+    sentence = f"{who} has {holder.open_fds} of {holder.max_fds} descriptors open"
+    evidence = {"open_fds": str(holder.open_fds), "max_fds": str(holder.max_fds)}
+    name = "open_files_nearly_exhausted"
+    return Finding(name, rank.run, rank.rank, loader, worker, 0.0, sentence, evidence)
 
 
 def _runs(ranks: Iterable[Rank]) -> Iterator[tuple[str, list[Rank]]]:

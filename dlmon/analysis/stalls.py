@@ -35,7 +35,7 @@ class Stall:
     streak: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lasted:
     """For how long something has not moved.
 

@@ -9,9 +9,16 @@
   QUEUE          batches ready now / what can be prefetched at most
   WORKERS        alive / configured, and those that are stopped, hung or dead; of a dead rank, the
                  orphans it left
+  USS            memory that its workers have for themselves, all together: what would be free
+                 without them
+  GPU            how busy those are on which this process computes, where the node has any
   LAST           since the last batch was delivered
 
 A narrow terminal shows fewer columns; a pipe gets all of them. Ranks that ended in order are gone.
+Below it, in one line: DataLoader workers of which no segment tells, by script (not with --dir).
+
+Reading USS holds up what a worker maps meanwhile: 14 ms per GB, as at each scan of an agent. After
+half a second of it the rest is not read; what is not known is a dash, and null with --json.
 
 With --dead: who died, rank or worker, of what, how long ago, and what it was doing, as an agent of
 this node remembers it, and without one as the segments still tell.
@@ -23,19 +30,27 @@ import argparse
 import json
 import math
 import os
+import statistics
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from io import TextIOWrapper
+from dataclasses import dataclass, replace
 
-from dlmon.commands import _dead, _table
+from dlmon.agent import api
+from dlmon.analysis.sizes import size
+from dlmon.commands import _dead, _looking, _table
 from dlmon.commands._table import UNKNOWN, Cell, Column, Squeeze
-from dlmon.observe.containers import Containers
-from dlmon.observe.observer import Observer
-from dlmon.observe.snapshot import Loader, Rank, Refused, Snapshot, Worker, WorkerState
-from dlmon.segment.files import SEARCHED
+from dlmon.observe.snapshot import (
+    CgroupMemory,
+    Gpu,
+    Loader,
+    Rank,
+    Refused,
+    Snapshot,
+    Unobserved,
+    WorkerState,
+)
 
 COLUMNS = (
     Column("RUN"),
@@ -48,6 +63,8 @@ COLUMNS = (
     Column("EPOCHS", right=True),
     Column("QUEUE", right=True),
     Column("WORKERS"),
+    Column("USS", right=True),
+    Column("GPU", right=True),
     Column("LAST", right=True),
 )
 
@@ -57,8 +74,10 @@ SQUEEZES = (
     Squeeze("BATCHES"),
     Squeeze("LOADER", 8),
     Squeeze("RUN", 12),
-    Squeeze("QUEUE"),
     Squeeze("LAST"),
+    Squeeze("USS"),
+    Squeeze("QUEUE"),
+    Squeeze("GPU"),
 )
 """What a narrow terminal can do without, first to last: other commands ask for the run's name."""
 
@@ -66,6 +85,9 @@ HIGH_WAIT_RATIO = 0.5
 """From here on the loop waits more than it works: shown in yellow."""
 
 TROUBLE = (WorkerState.STOPPED, WorkerState.HUNG, WorkerState.ZOMBIE, WorkerState.DEAD)
+
+SCRIPTS_NAMED = 3
+"""Of so many scripts that are not observed the line below the table gives the names."""
 
 HINT = (
     "start a job with `dlmon run train.py`, or call dlmon.instrument() in it; "
@@ -79,30 +101,27 @@ class Row:
 
     Attributes:
         superseded: Another process is this rank of this run now.
+        gpus: Those on which the rank computes.
+        memory: Of the rank's cgroup; None if it is not known.
     """
 
     rank: Rank
     loader: Loader
     superseded: bool
+    gpus: tuple[Gpu, ...] = ()
+    memory: CgroupMemory | None = None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to `parser`."""
     parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print a JSON array, an object per rank and loader, or per death: times in seconds, "
-        "sizes in bytes, ratios 0 to 1, null for what is not known",
-    )
-    parser.add_argument(
         "--dead", action="store_true", help="list ranks and workers that died, with last words"
     )
-    parser.add_argument(
-        "--dir",
-        action="append",
-        metavar="DIR",
-        help="look for segments here instead, may be repeated; "
-        f"default: DLMON_DIR where it is set, {', '.join(SEARCHED)}",
+    _looking.add_options(
+        parser,
+        "print a JSON object: `loaders` with an object per rank and loader, `gpus` and "
+        "`unobserved`; with --dead an array, an object per death: times in seconds, sizes in "
+        "bytes, ratios 0 to 1, null for what is not known",
     )
 
 
@@ -112,14 +131,14 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         0, also when there is nothing to list.
     """
-    directories = args.dir or _default_directories()
-    with closing(Observer(directories, containers=Containers(directories).look)) as observer:
-        snapshot = observer.observe()
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a locale may lack the dash and the ellipsis
+    directories = _looking.directories(args)
+    _looking.print_any_text("replace")
     if args.dead:
+        snapshot = _looking.observe(directories)
         _list_dead(directories, snapshot, as_json=args.json)
     else:
+        # Who is observed elsewhere would seem not to be.
+        snapshot = _looking.observe_all(directories, unobserved=not args.dir)
         _list(directories, snapshot, as_json=args.json)
     if snapshot.refused:
         _say(_refused(snapshot.refused))
@@ -129,11 +148,16 @@ def main(args: argparse.Namespace) -> int:
 def _list(directories: Sequence[str], snapshot: Snapshot, *, as_json: bool) -> None:
     found = list(rows(snapshot))
     if as_json:
-        print(json.dumps([plain(row) for row in found], indent=2, allow_nan=False))
-    elif found:
-        _print_table(found, snapshot.time)
+        print(json.dumps(document(snapshot), indent=2, allow_nan=False))
+        return
+    if found:
+        _print_table(found, snapshot)
     else:
         _say(f"no DataLoader is observed in {_looked(directories)}; {HINT}")
+    if snapshot.unobserved:
+        width = _table.terminal_width(sys.stdout)
+        line = _table.printable(others(snapshot.unobserved))
+        print("\n".join(textwrap.wrap(line, max(width, 40)) if width else [line]))
 
 
 def _list_dead(directories: Sequence[str], snapshot: Snapshot, *, as_json: bool) -> None:
@@ -157,12 +181,47 @@ def rows(snapshot: Snapshot) -> Iterator[Row]:
     listed = [(rank, False) for rank in snapshot.ranks]
     listed += [(rank, True) for rank in snapshot.superseded if rank.up]
     for rank, superseded in sorted(listed, key=_order):
+        gpus = tuple(gpu for gpu in snapshot.gpus if gpu.uuid in rank.gpus)
+        memory = snapshot.cgroups.get(rank.process.cgroup or "")
         for loader in rank.loaders:
-            yield Row(rank, loader, superseded)
+            yield Row(rank, loader, superseded, gpus, memory)
 
 
-def plain(row: Row) -> dict[str, object]:
-    """Return a row as JSON has it; keys are those of the agent's API where it has the same."""
+def document(snapshot: Snapshot) -> dict[str, object]:
+    """Return all there is as JSON has it; keys are those of the agent's API where it has the same.
+
+    Args:
+        snapshot: What there is.
+    """
+    return {
+        "time": snapshot.time,
+        "loaders": [_plain(row) for row in rows(snapshot)],
+        "gpus": api.plain(snapshot.gpus),
+        "unobserved": api.plain(snapshot.unobserved),
+    }
+
+
+def others(unobserved: Sequence[Unobserved]) -> str:
+    """Return the line about workers that are not observed.
+
+    Args:
+        unobserved: By user and script, one at least.
+    """
+    workers = sum(len(group.workers) for group in unobserved)
+    # An orphan has no parent that is known: all those of a group count as of one job.
+    jobs = sum(len({worker.parent for worker in group.workers}) for group in unobserved)
+    named = [
+        f"{group.script or 'a script not known'} by {group.user} ({len(group.workers)})"
+        for group in unobserved[:SCRIPTS_NAMED]
+    ]
+    listed = ", ".join(named) + (", …" if len(unobserved) > SCRIPTS_NAMED else "")
+    return (
+        f"{workers} DataLoader worker{'s' if workers > 1 else ''} of {jobs} "
+        f"job{'s' if jobs > 1 else ''} not observed: {listed}; `dlmon run` shows more"
+    )
+
+
+def _plain(row: Row) -> dict[str, object]:
     rank, loader = row.rank, row.loader
     return {
         "run": rank.run,
@@ -185,7 +244,11 @@ def plain(row: Row) -> dict[str, object]:
         "capacity": loader.capacity,
         "last_delivery": loader.last_delivery,
         "orphan_workers": sum(worker.orphan for worker in loader.workers),
-        "workers": [_plain_worker(worker) for worker in loader.workers],
+        # What a worker has copied shows between two scans, and this was the first.
+        "workers": api.plain([replace(worker, copied_bytes=None) for worker in loader.workers]),
+        "process": api.plain(rank.process),
+        "cgroup_memory": api.plain(row.memory) if row.memory else None,
+        "gpus": list(rank.gpus),
     }
 
 
@@ -212,13 +275,10 @@ def cells(row: Row, now: float) -> list[Cell]:
         Cell(_table.counted(loader.epochs)),
         Cell(queue if loader.capacity and rank.up else UNKNOWN),
         _workers(rank, loader),
+        Cell(_unique(loader)),
+        Cell(_busy(row.gpus)),
         Cell(_table.duration(since)),
     ]
-
-
-def _default_directories() -> list[str]:
-    own = os.environ.get("DLMON_DIR")
-    return [os.path.abspath(own), *SEARCHED] if own else list(SEARCHED)
 
 
 def _order(listed: tuple[Rank, bool]) -> tuple[str, int, str, float]:
@@ -251,25 +311,23 @@ def _workers(rank: Rank, loader: Loader) -> Cell:
     return Cell(text, "red" if trouble else "")
 
 
-def _plain_worker(worker: Worker) -> dict[str, object]:
-    return {
-        "slot": worker.slot,
-        "up": worker.up,
-        "state": None if worker.state is None else worker.state.name.lower(),
-        "pid": worker.pid,
-        "orphan": worker.orphan,
-        "last_progress": worker.last_progress,
-        "batches": worker.batches,
-        "fetch_seconds": worker.fetch_seconds,
-        "cpu_seconds": worker.cpu_seconds,
-        "resident_bytes": worker.resident_bytes,
-    }
+def _unique(loader: Loader) -> str:
+    """Return the USS of all workers that live: a sum without one of them would mislead."""
+    known = [worker.unique_bytes for worker in loader.workers if worker.up]
+    return size(sum(b or 0 for b in known)) if known and None not in known else UNKNOWN
 
 
-def _print_table(found: Sequence[Row], now: float) -> None:
+def _busy(gpus: Sequence[Gpu]) -> str:
+    known = [gpu.utilization for gpu in gpus if gpu.utilization is not None]
+    return _table.percent(statistics.fmean(known) if known else None)
+
+
+def _print_table(found: Sequence[Row], snapshot: Snapshot) -> None:
+    columns = [column for column in COLUMNS if column.title != "GPU" or snapshot.gpus]
+    by_column = [dict(zip(COLUMNS, cells(row, snapshot.time), strict=True)) for row in found]
     lines = _table.render(
-        COLUMNS,
-        [cells(row, now) for row in found],
+        columns,
+        [[row[column] for column in columns] for row in by_column],
         width=_table.terminal_width(sys.stdout),
         squeezes=SQUEEZES,
         colour=_table.has_colour(sys.stdout, os.environ),

@@ -17,20 +17,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
-from io import TextIOWrapper
 
-from dlmon.agent.config import load
-from dlmon.commands import _table
+from dlmon.commands import _looking, _table
 from dlmon.errors import UsageError
 from dlmon.observe import kernel, stacks
-from dlmon.observe.containers import Containers
 from dlmon.observe.kernel import Doing
-from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Loader, Rank, Snapshot, Worker
 from dlmon.observe.stacks import Stack, Thread
-from dlmon.segment.files import SEARCHED
 from dlmon.segment.layout import Phase
 
 _ATTEMPTS = 3
@@ -65,16 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
     parser.add_argument("target", metavar="RUN|PID", help="whose stacks")
     parser.add_argument("--rank", metavar="RANK", help="of a run only this rank; default: all")
-    parser.add_argument(
-        "--json", action="store_true", help="print a JSON array, an object per process"
-    )
-    parser.add_argument(
-        "--dir",
-        action="append",
-        metavar="DIR",
-        help="look for segments here instead, may be repeated; "
-        f"default: DLMON_DIR where it is set, {', '.join(SEARCHED)}",
-    )
+    _looking.add_options(parser, "print a JSON array, an object per process")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -86,12 +71,9 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UsageError: There is no such run, rank or process.
     """
-    directories = load(None, {"--dir": args.dir} if args.dir else {}).dirs
-    with closing(Observer(directories, containers=Containers(directories).look)) as observer:
-        snapshot = observer.observe()
+    snapshot = _looking.observe(_looking.directories(args))
     found = [look(subject, snapshot.time) for subject in subjects(snapshot, args.target, args.rank)]
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    _looking.print_any_text("backslashreplace")
     if args.json:
         print(json.dumps([plain(one) for one in found], indent=2, allow_nan=False))
     else:

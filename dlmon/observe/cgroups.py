@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dlmon.observe.snapshot import CgroupMemory
 
@@ -40,8 +41,8 @@ class Cgroup:
 
     def cpu_quota(self) -> float | None:
         """Return how many CPUs the tightest quota of all levels grants; None without one."""
-        levels = _levels(self.cpu_directory)
-        return min((q for d in levels if (q := self._quota(d)) is not None), default=None)
+        quotas = (self._quota(directory) for directory in levels(self.cpu_directory))
+        return min((quota for quota in quotas if quota is not None), default=None)
 
     def cpu_throttled_seconds(self) -> float | None:
         """Return how long it was throttled, None where that is not counted."""
@@ -62,7 +63,7 @@ class Cgroup:
         own = _Level(self.memory_directory, names)
         limits = [
             (level, limit)
-            for directory in _levels(self.memory_directory)
+            for directory in levels(self.memory_directory)
             if (limit := (level := _Level(directory, names)).limit()) is not None
         ]
         rooms = [(limit - anon, limit) for lv, limit in limits if (anon := lv.anon()) is not None]
@@ -149,8 +150,13 @@ class _Level:
 
 def of(pid: int) -> Cgroup:
     """Return the cgroups of a process, from /proc/<pid>/cgroup."""
+    return _found(_read(f"/proc/{pid}/cgroup"), ROOT)
+
+
+@lru_cache(maxsize=1024)  # most processes are in the same ones
+def _found(text: str, root: str) -> Cgroup:
     by_controller = {}
-    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+    for line in text.splitlines():
         parts = line.split(":", 2)
         if len(parts) == 3:
             for controller in parts[1].split(","):
@@ -161,23 +167,23 @@ def of(pid: int) -> Cgroup:
     path = memory or unified or cpu
     cpu_directory = memory_directory = None
     if cpu is not None:
-        cpu_directory = _directory(f"{ROOT}/cpu", cpu)
+        cpu_directory = _directory(f"{root}/cpu", cpu)
     elif unified is not None:
-        cpu_directory = _directory(ROOT, unified)
+        cpu_directory = _directory(root, unified)
     if memory is not None:
-        memory_directory = _directory(f"{ROOT}/memory", memory)
+        memory_directory = _directory(f"{root}/memory", memory)
     elif unified is not None:
-        memory_directory = _directory(ROOT, unified)
+        memory_directory = _directory(root, unified)
     return Cgroup(path, cpu_directory, cpu is None, memory_directory, memory is None)
 
 
-def _levels(directory: str | None) -> list[str]:
+def levels(directory: str | None) -> list[str]:
     """Return the directories of a cgroup and of all above it that are to be seen."""
-    levels = []
+    found = []
     while directory is not None and f"{directory}/".startswith(f"{ROOT}/"):
-        levels.append(directory)  # ROOT too: a container's own cgroup is mounted there
+        found.append(directory)  # ROOT too: a container's own cgroup is mounted there
         directory = os.path.dirname(directory)
-    return levels
+    return found
 
 
 def _pairs(path: str) -> dict[str, int]:
@@ -187,17 +193,33 @@ def _pairs(path: str) -> dict[str, int]:
 
 
 def _directory(hierarchy: str, path: str) -> str | None:
-    """Return where a cgroup's files are; in a container its own cgroup is mounted as the root.
+    """Return where a cgroup's files are, None where they are not to be seen from here.
 
-    One outside of this process's cgroup namespace, whose path goes up, is not to be seen.
+    In a container its own cgroup may be mounted as the root, although paths begin further up: one
+    that is neither that nor below it has no files here, as one outside of this process's cgroup
+    namespace, whose path goes up.
     """
-    if ".." in path.split("/"):
+    top = _mounted(os.path.realpath(hierarchy)).rstrip("/")
+    if ".." in (path + top).split("/") or not f"{path}/".startswith(f"{top}/"):
         return None
-    found = (d.rstrip("/") for d in (hierarchy + path, hierarchy) if os.path.isdir(d))
-    return next(found, None)
+    directory = (hierarchy + path.removeprefix(top)).rstrip("/")
+    return directory if os.path.isdir(directory) else None
+
+
+def _mounted(hierarchy: str) -> str:
+    """Return which cgroup is mounted at a directory, "/" if nothing is.
+
+    Source: proc_pid_mountinfo(5).
+    """
+    tops = [
+        fields[3]
+        for line in _read("/proc/self/mountinfo").splitlines()
+        if len(fields := line.split(" ", 5)) > 4 and fields[4] == hierarchy
+    ]
+    return tops[-1] if tops else "/"
 
 
 def _read(path: str) -> str:
-    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        return file.read()
+    with suppress(OSError), open(path, "rb", buffering=0) as file:  # as text it takes twice as long
+        return file.readall().decode("utf-8", "replace")
     return ""

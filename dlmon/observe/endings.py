@@ -16,14 +16,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from dlmon.observe.exitcounts import ABNORMAL, ExitCounts
-from dlmon.observe.loaders import Clock, Part, text
 from dlmon.observe.oom import OomKills
+from dlmon.observe.parts import Clock, Part, text
 from dlmon.observe.segments import Tracked
 from dlmon.observe.snapshot import Ended
 from dlmon.observe.statuses import ExitStatuses, Process
 from dlmon.segment import exits, meaning
+from dlmon.segment.cells import Cells
 from dlmon.segment.layout import ERRORS, EXIT_REASONS, Phase
-from dlmon.segment.reader import Cells
 
 GRACE_SECONDS = 5.0
 """So long after a worker ended by SIGTERM, or nobody knows how, its loop must have gone on for that
@@ -185,7 +185,7 @@ class Endings:
 
     def _follow(self, book: _Book) -> None:
         reading, now = book.part.reading, book.now_ns
-        holder = reading.rank_holder
+        told, holder = _told(reading.rank), reading.rank_holder
         self._see(book.rank, holder is not None, holder, reading.info.get("start_ticks"), now)
         for worker, cells in enumerate(reading.workers):
             generation = cells["attested_generation"]
@@ -201,7 +201,7 @@ class Endings:
             lives = reading.worker_holders[worker] is not None or seen.lives
             self._see(writer, lives, seen.pid, cells["start_ticks"], now)
             if lives:
-                writer.told = _told(reading.rank)
+                writer.told = told
 
     def _see(self, writer: _Writer, lives: bool, pid: int | None, ticks: object, now: int) -> None:
         if not lives:

@@ -148,6 +148,11 @@ class Scanner:
     _credit: float = 0.0
     _counted: float | None = None
 
+    @classmethod
+    def at_once(cls, cpu_seconds: float) -> Scanner:
+        """Return one for a single run, which may take so long."""
+        return cls(0.0, cpu_seconds / _SAVED_SECONDS)
+
     def note(self, key: Hashable, process: ProcessId, resident: int) -> Scanned | None:
         """Take note of the process that a key has now; return its last scan."""
         slot = self._slots.get(key)

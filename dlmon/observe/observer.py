@@ -9,12 +9,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from dlmon.observe import cgroups, loaders, processes
 from dlmon.observe.containers import Place
 from dlmon.observe.endings import Endings, rank_key
-from dlmon.observe.loaders import Clock, Part, Seen, text
 from dlmon.observe.memory import Scanner
+from dlmon.observe.parts import NANOSECONDS, Clock, Part, Seen, text
 from dlmon.observe.retired import Retired
 from dlmon.observe.segments import Segments, Tracked
 from dlmon.observe.snapshot import (
@@ -34,6 +35,7 @@ from dlmon.segment.reader import Reading
 
 _COUNTED = ("fetch_seconds", "cpu_seconds", "read_bytes", "major_faults")
 """What of a worker is held at its highest value."""
+_counts = attrgetter(*_COUNTED)
 
 INFO = ("user", "script", "python", "torch", "dlmon", "local_rank", "world_size")
 
@@ -91,6 +93,7 @@ class Observer:
         )
         self._loaders_per_rank = loaders_per_rank
         self._left_out: set[tuple[Incarnation, str]] = set()
+        self._sampler = processes.Sampler()
         self._cpu: processes.Totals[float] = processes.Totals()
         self._usages = Usages(scanner)
         self._throttled: dict[Incarnation, float] = {}
@@ -147,10 +150,12 @@ class Observer:
         """Close every segment."""
         self._segments.close()
         self._endings.close()
+        self._sampler.keep(())
 
     def _forget(self, tracked: Iterable[Tracked], ranks: Collection[Incarnation]) -> None:
         """Forget what is known of slots and ranks that are no more."""
         slots = {_slot(t, i) for t in tracked for i in range(t.reading.layout.workers)}
+        self._sampler.keep({w.pid for part in self._parts.values() for w in part.workers if w.pid})
         self._cpu.keep(slots)
         self._usages.keep(slots)
         self._highest = {key: kept for key, kept in self._highest.items() if key[0] in ranks}
@@ -179,7 +184,7 @@ class Observer:
             pid=attested or _integer(chosen.reading.info.get("pid")),
             up=bool(living),
             died=None if living else max(t.died or 0.0 for t in own),
-            started=first.reading.layout.created_ns / loaders.NANOSECONDS,
+            started=first.reading.layout.created_ns / NANOSECONDS,
             info={key: text(chosen.reading.info.get(key, "")) for key in INFO},
             hooks={hook: hook not in missing for hook in HOOKS},
             shim_errors=sum(max(0, t.reading.rank["shim_errors"]) for t in group),
@@ -273,19 +278,19 @@ class Observer:
         key = _slot(tracked, slot)
         held = reading.worker_holders[slot]
         pid = held or (cells["pid"] if visible and cells["pid"] > 0 else None)
-        sample = processes.sample(pid) if pid else None
+        sample = self._sampler.sample(pid) if pid else None
         known = sample is not None and sample.start_ticks == cells["start_ticks"]
         if pid is None or sample is None or not (held or known):
             return Seen(cpu_seconds=self._cpu.total(key), usage=self._usages.gone(key))
-        zombie = sample.status == "Z"
+        status = sample.status
         return Seen(
-            lives=known and not zombie and sample.status != "X",
-            stopped=sample.status in ("T", "t"),
-            zombie=zombie,
+            lives=known and status not in ("Z", "X"),
+            stopped=status in ("T", "t"),
+            zombie=status == "Z",
             pid=pid,
             cpu_seconds=self._cpu.add(key, (pid, sample.start_ticks), sample.cpu_seconds),
             resident_bytes=sample.resident_bytes,
-            process_state=sample.status,
+            process_state=status,
             started=sample.started,
             usage=self._usages.add(key, pid, sample),
         )
@@ -296,11 +301,12 @@ def _held(histogram: Histogram, before: Histogram) -> Histogram:
 
 
 def _worker_held(worker: Worker, before: Worker) -> Worker:
+    if _counts(worker) == _counts(before):
+        return worker
     lower = {
-        name: value
-        for name in _COUNTED
-        if (value := getattr(before, name)) is not None
-        and ((now := getattr(worker, name)) is None or now < value)
+        name: earlier
+        for name, now, earlier in zip(_COUNTED, _counts(worker), _counts(before), strict=True)
+        if earlier is not None and (now is None or now < earlier)
     }
     return replace(worker, **lower) if lower else worker
 

@@ -16,12 +16,12 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from dlmon.observe import cgroups
+from dlmon.observe.cgroups import Cgroup
 from dlmon.observe.statuses import Process
 
 FRESH_SECONDS = 10.0
 """So long before a death is noticed its kill may have been counted: what is large ends slowly."""
 
-_FILES = ("memory.oom_control", "memory.events")
 _OFTEN, _SELDOM = 20, 5
 """A process's cgroup is looked up in the first looks at it, when it may move, then in every nth."""
 
@@ -31,6 +31,7 @@ class OomKills:
 
     def __init__(self) -> None:
         self._files: dict[Process, tuple[str, ...]] = {}
+        self._found: dict[Cgroup, tuple[str, ...]] = {}
         self._looks: dict[Process, int] = {}
         self._counts: dict[str, int] = {}
         self._fresh: dict[str, list[float]] = defaultdict(list)
@@ -40,13 +41,17 @@ class OomKills:
         """Know which cgroup a living process is in."""
         looks = self._looks[process] = self._looks.get(process, 0) + 1
         if looks <= _OFTEN or (looks + process[0]) % _SELDOM == 0:
-            found = _counters(process[0])
+            group = cgroups.of(process[0])
+            found = self._found.get(group)
+            if found is None:
+                found = self._found[group] = _counters(group)
             if found:
                 self._files[process] = found
 
     def read(self) -> None:
         """Read the counters: after it was seen who is dead, because they are raised before that."""
         now = time.monotonic()
+        self._found.clear()  # by the next look there may be others
         wanted = {path for paths in self._files.values() for path in paths}
         for path in wanted:
             count = _count(path)
@@ -81,24 +86,20 @@ class OomKills:
             self._files.pop(gone, None)
 
 
-def _counters(pid: int) -> tuple[str, ...]:
-    """Return the files that count a process's OOM kills: its cgroup's, with v2 the parent's too.
+def _counters(group: Cgroup) -> tuple[str, ...]:
+    """Return the files that count a cgroup's OOM kills: its own, with v2 its parent's too.
 
     The runtime of a container removes its cgroup at once when all in it is dead; the parent's
     counter then has what its own had.
     """
-    path = cgroups.of(pid).path
-    if path is None or ".." in path.split("/"):
+    name = "memory.events" if group.memory_unified else "memory.oom_control"
+    counting = (d for d in cgroups.levels(group.memory_directory) if os.path.exists(f"{d}/{name}"))
+    own = next(counting, None)  # with v2 a level may have no memory controller: the next one counts
+    if own is None:
         return ()
-    for hierarchy in (f"{cgroups.ROOT}/memory", cgroups.ROOT):
-        for directory in ((hierarchy + path).rstrip("/"), hierarchy):
-            for name in _FILES:
-                if os.path.exists(f"{directory}/{name}"):
-                    own = f"{directory}/{name}"
-                    parent = f"{os.path.dirname(directory)}/{name}"
-                    above = name == "memory.events" and os.path.exists(parent)
-                    return (own, parent) if above else (own,)
-    return ()
+    parent = f"{os.path.dirname(own)}/{name}"
+    above = group.memory_unified and os.path.exists(parent)
+    return (f"{own}/{name}", parent) if above else (f"{own}/{name}",)
 
 
 def _count(path: str) -> int | None:

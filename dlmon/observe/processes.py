@@ -6,8 +6,9 @@ Runs in: agent and the commands. On failure: what may not be read is None.
 from __future__ import annotations
 
 import os
+import resource
 import time
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -20,7 +21,7 @@ from dlmon.observe.snapshot import Process
 UNREADABLE = (psutil.Error, OSError)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sample:
     """One look at a process.
 
@@ -49,27 +50,67 @@ class Sample:
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_SHARE = 4
+"""One in so many of the files that this process may open is for looking at others."""
 
 
 def sample(pid: int) -> Sample | None:
     """Look at a process once, with one read of /proc/<pid>/stat; None if there is none."""
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        try:  # a file object costs as much again, for every worker at every look
-            fields = os.read(fd, 4096).rpartition(b")")[2].split()
+        fd = _open_stat(pid)
+        try:
+            return _parse(os.read(fd, 4096))
         finally:
             os.close(fd)
-        return Sample(
-            status=fields[0].decode("ascii"),
-            cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
-            resident_bytes=int(fields[21]) * _PAGE,
-            start_ticks=int(fields[19]),
-            parent=int(fields[1]),
-            group=int(fields[2]),
-            major_faults=int(fields[9]),
-        )
     except (OSError, ValueError, IndexError):
         return None
+
+
+class Sampler:
+    """Looks at the same processes again and again: to open a file costs as much as to read it."""
+
+    def __init__(self) -> None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = (4096 if limit == resource.RLIM_INFINITY else limit) // _SHARE
+        self._fds: dict[int, int] = {}
+
+    def sample(self, pid: int) -> Sample | None:
+        """Look at a process, as `sample` does."""
+        fd = self._fds.get(pid)
+        if fd is None:
+            if len(self._fds) >= self._most:
+                return sample(pid)
+            try:
+                fd = self._fds[pid] = _open_stat(pid)
+            except (OSError, ValueError):
+                return None
+        try:
+            return _parse(os.pread(fd, 4096, 0))
+        except (OSError, ValueError, IndexError):  # gone; its pid may be another process's by now
+            os.close(self._fds.pop(pid))
+            return sample(pid)
+
+    def keep(self, pids: Collection[int]) -> None:
+        """Close the files of all other processes."""
+        for gone in self._fds.keys() - pids:
+            os.close(self._fds.pop(gone))
+
+
+def _open_stat(pid: int) -> int:
+    return os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _parse(stat: bytes) -> Sample:
+    fields = stat.rpartition(b")")[2].split(None, 22)
+    return Sample(
+        fields[0].decode("ascii"),
+        (int(fields[11]) + int(fields[12])) / _TICKS,
+        int(fields[21]) * _PAGE,
+        int(fields[19]),
+        int(fields[1]),
+        int(fields[2]),
+        int(fields[9]),
+    )
 
 
 def numbers(path: str, *names: str) -> dict[str, int]:
@@ -100,12 +141,20 @@ def capabilities() -> int:
 Number = TypeVar("Number", int, float)
 
 
+@dataclass(slots=True)
+class _Total(Generic[Number]):
+    """What the process that a key has now has counted so far, and all before it had; None: none."""
+
+    process: tuple[int, int]
+    last: Number
+    before: Number | None = None
+
+
 class Totals(Generic[Number]):
     """A counter of processes per key, over all processes that a key has had."""
 
     def __init__(self) -> None:
-        self._last: dict[Hashable, tuple[tuple[int, int], Number]] = {}
-        self._before: dict[Hashable, Number] = {}
+        self._totals: dict[Hashable, _Total[Number]] = {}
 
     def add(self, key: Hashable, process: tuple[int, int], value: Number) -> Number:
         """Take the counter of the process that `key` has now and return the sum.
@@ -115,52 +164,59 @@ class Totals(Generic[Number]):
             process: Pid and start time.
             value: What the process has counted so far.
         """
-        last = self._last.get(key)
-        before = self._before.get(key)
-        if last is not None and last[0] != process:
-            before = self._before[key] = last[1] if before is None else before + last[1]
-        self._last[key] = (process, value)
-        return value if before is None else before + value
+        total = self._totals.get(key)
+        if total is None:
+            self._totals[key] = _Total(process, value)
+            return value
+        if total.process != process:
+            total.before = total.last if total.before is None else total.before + total.last
+            total.process = process
+        total.last = value
+        return value if total.before is None else total.before + value
 
     def total(self, key: Hashable) -> Number | None:
         """Return the sum, None before the first value."""
-        last, before = self._last.get(key), self._before.get(key)
-        if last is None or before is None:
-            return None if last is None else last[1]
-        return before + last[1]
+        total = self._totals.get(key)
+        if total is None or total.before is None:
+            return None if total is None else total.last
+        return total.before + total.last
 
     def keep(self, keys: set[Hashable]) -> None:
         """Forget every key not among `keys`."""
-        for gone in self._last.keys() - keys:
-            del self._last[gone]
-            self._before.pop(gone, None)
+        for gone in self._totals.keys() - keys:
+            del self._totals[gone]
+
+
+def open_fds(pid: int) -> int:
+    """Count a process's descriptors; since Linux 6.2 the size of the directory is their number.
+
+    Raises:
+        OSError: It may not be read, or there is no such process.
+    """
+    return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def rank_process(pid: int) -> Process:
     """Return what the operating system says of a rank; what may not be read is None."""
-    try:
-        process = psutil.Process(pid)
-        with process.oneshot():
-            times = process.cpu_times()
-            resident = process.memory_info().rss
-    except UNREADABLE:
+    seen = sample(pid)
+    if seen is None:
         return Process()
     fds = limit = affinity = shm = None
     with suppress(*UNREADABLE):
-        fds = process.num_fds()
-    with suppress(*UNREADABLE):
-        limit = process.rlimit(psutil.RLIMIT_NOFILE)[0]
-    with suppress(*UNREADABLE):
+        process = psutil.Process(pid)
         affinity = len(process.cpu_affinity() or ()) or None
+        limit = process.rlimit(psutil.RLIMIT_NOFILE)[0]
+    with suppress(OSError):
+        if os.access(f"/proc/{pid}/fd", os.R_OK, effective_ids=True):
+            fds = open_fds(pid)
     with suppress(OSError):
         shm = os.statvfs(f"/proc/{pid}/root/dev/shm")
     group = cgroups.of(pid)
-    seen = sample(pid)
     quota = group.cpu_quota()
     cpus = [float(c) for c in (affinity, quota) if c is not None]
     return Process(
-        cpu_seconds=times.user + times.system,
-        resident_bytes=resident,
+        cpu_seconds=seen.cpu_seconds,
+        resident_bytes=seen.resident_bytes,
         open_fds=fds,
         max_fds=limit,
         cpus=min(cpus) if cpus else None,
@@ -169,5 +225,5 @@ def rank_process(pid: int) -> Process:
         shm_size_bytes=shm.f_blocks * shm.f_frsize if shm else None,
         shm_bytes=numbers(f"/proc/{pid}/status", "RssShmem").get("RssShmem"),
         shm_used_bytes=(shm.f_blocks - shm.f_bfree) * shm.f_frsize if shm else None,
-        state=seen.status if seen else None,
+        state=seen.status,
     )

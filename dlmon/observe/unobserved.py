@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from dlmon.observe import processes
 from dlmon.observe.aside import Aside
 from dlmon.observe.due import Due
-from dlmon.observe.loaders import text
 from dlmon.observe.memory import Scanner
+from dlmon.observe.parts import text
 from dlmon.observe.snapshot import Unobserved, UnobservedWorker
 
 LOOK_SECONDS = 5.0
@@ -95,9 +95,9 @@ class Finder:
         self._failed = False
         self._aside = Aside("dlmon-unobserved", self._turn)
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._aside.start()
+    def start(self, wait_seconds: float = 0.0) -> None:
+        """Begin to look, and wait a moment for what is found first."""
+        self._aside.start(wait_seconds)
 
     def close(self) -> None:
         """Look no more."""

@@ -7,16 +7,14 @@ Runs in: agent and the commands. On failure: what may not be read is None.
 
 from __future__ import annotations
 
-import os
 import resource
 import time
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from dlmon.observe.memory import ProcessId, Scanned, Scanner
-from dlmon.observe.processes import Sample, Totals, numbers
+from dlmon.observe.processes import Sample, Totals, numbers, open_fds
 
 INTERVAL_SECONDS = 10.0
 
@@ -42,9 +40,12 @@ class Usage:
 
 @dataclass(slots=True)
 class _Look:
+    """The last look at the process that a key has: what it said, and what was told of it."""
+
     process: ProcessId
     due: float
     seen: Usage
+    told: Usage
 
 
 class Usages:
@@ -71,25 +72,22 @@ class Usages:
         if look is None or look.process != process:
             # Many workers start at once: from the second time on they are looked at in turns.
             turn = self._interval * (hash((key, pid)) % 1024) / 1024
-            look = self._looks[key] = _Look(process, now + turn, look_at(pid))
+            seen = look_at(pid)
+            look = self._looks[key] = _Look(process, now + turn, seen, seen)
             self._count_reads(key, look)
         elif now >= look.due:
             look.due = now + self._interval
-            look.seen = look_at(pid)
+            look.seen = look.told = look_at(pid)
             self._count_reads(key, look)
         scanned = None
         if self._scanner is not None:
             scanned = self._scanner.note(key, process, sample.resident_bytes or 0)
-        seen = look.seen
-        return Usage(  # with `replace` a tenth of a look at all workers would be this
-            self._read.total(key),
-            self._faults.add(key, process, sample.major_faults),
-            seen.open_fds,
-            seen.max_fds,
-            seen.anonymous_bytes,
-            seen.shm_bytes,
-            scanned,
-        )
+        told, read = look.told, self._read.total(key)
+        faults = self._faults.add(key, process, sample.major_faults)
+        if (read, faults) != (told.read_bytes, told.major_faults) or scanned is not told.scanned:
+            told = replace(look.seen, read_bytes=read, major_faults=faults, scanned=scanned)
+            look.told = told
+        return told
 
     def gone(self, key: Hashable) -> Usage:
         """Return what stays of a key that has no process now."""
@@ -124,7 +122,7 @@ def look_at(pid: int) -> Usage:
     status = numbers(f"/proc/{pid}/status", "RssAnon", "RssShmem")
     fds = limit = None
     with suppress(OSError):
-        fds = _open_fds(pid)
+        fds = open_fds(pid)
     with suppress(OSError, ValueError):
         limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
     return Usage(
@@ -134,36 +132,3 @@ def look_at(pid: int) -> Usage:
         anonymous_bytes=status.get("RssAnon"),
         shm_bytes=status.get("RssShmem"),
     )
-
-
-def of_worker(usages: Sequence[Usage], living: Usage | None) -> dict[str, Any]:
-    """Return what the processes of a slot use, by attribute of `Worker`.
-
-    Args:
-        usages: Of the slot in each of its loader's segments: some counts are over all of them.
-        living: Of its living process, None if there is none.
-    """
-    reads = [usage.read_bytes for usage in usages if usage.read_bytes is not None]
-    faults = [usage.major_faults for usage in usages if usage.major_faults is not None]
-    found: dict[str, Any] = {
-        "read_bytes": sum(reads) if reads else None,
-        "major_faults": sum(faults) if faults else None,
-    }
-    if living is not None:
-        for name in ("open_fds", "max_fds", "anonymous_bytes", "shm_bytes"):
-            found[name] = getattr(living, name)
-        if (scanned := living.scanned) is not None:
-            found["proportional_bytes"] = scanned.rollup.proportional
-            found["unique_bytes"] = scanned.rollup.unique
-            found["copied_bytes"] = scanned.copied
-            found["scanned"] = scanned.time
-    return found
-
-
-def _open_fds(pid: int) -> int:
-    """Count a process's descriptors; since Linux 6.2 the size of the directory is their number.
-
-    Raises:
-        OSError: It may not be read, or there is no such process.
-    """
-    return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dlmon.segment import layout, meaning
+from dlmon.segment.cells import Cells
 from dlmon.segment.layout import ERRORS, EXIT_REASONS, HOOKS, LOOP, Phase, Scope
-from dlmon.segment.reader import Cells, Reading
+from dlmon.segment.reader import Reading
 
 Paint = Callable[[str, str], str]
 """Returns a text in a style: `bold`, `good`, `bad` or `faint`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from dlmon.errors import SegmentError
@@ -49,6 +49,12 @@ def choose(configured: str | None) -> str:
         _check_own(directory)
     _check_in_memory(directory)
     return directory
+
+
+def searched(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return where to look for segments: `SEARCHED`, and in `DLMON_DIR` before that."""
+    own = environment.get("DLMON_DIR")
+    return (os.path.abspath(own), *SEARCHED) if own else SEARCHED
 
 
 def file_mode(directory: str) -> int:

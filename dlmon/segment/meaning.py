@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dlmon.segment.cells import Cells
 from dlmon.segment.layout import LOOP, NO_INDEX, Phase
-from dlmon.segment.reader import Cells
 
 
 def batches(rank: Cells) -> int:
     """Return the batches delivered: the first of each iteration, and those waited for."""
-    return rank["startups"] + sum(rank.run("wait_histogram"))
+    return rank["startups"] + rank.total("wait_histogram")
 
 
 def steps(rank: Cells) -> int:
     """Return the steps that a further `next()` followed."""
-    return sum(rank.run("step_histogram"))
+    return rank.total("step_histogram")
 
 
 def last_delivery(rank: Cells) -> int:
@@ -33,7 +33,15 @@ def phase(rank: Cells) -> tuple[Phase, int]:
 
 def fetched(slot: Cells) -> int:
     """Return the batches fetched and collated."""
-    return sum(slot.run("fetch_histogram"))
+    return slot.total("fetch_histogram")
+
+
+def fetched_in(slot: Cells, iteration: int) -> int:
+    """Return how many tasks of an iteration a worker has done, those that raised included."""
+    if slot["fetch_iteration"] != iteration:
+        return 0
+    done = fetched(slot) + slot["fetch_failed"]
+    return max(0, done - slot["fetched_before"] - slot["failed_before"])
 
 
 def samples(slot: Cells) -> int:
@@ -49,8 +57,8 @@ def fetching_since(slot: Cells) -> int | None:
 
 def fetch_index(slot: Cells) -> int | None:
     """Return the first sample index of the last fetch begun, None if it has no integer one."""
-    held = slot.run("fetch_index")  # not there before layout 1.1
-    return held[0] if held and held[0] != NO_INDEX else None
+    held = slot.get("fetch_index", NO_INDEX)  # not there before layout 1.1
+    return None if held == NO_INDEX else held
 
 
 def last_progress(slot: Cells) -> int:

@@ -11,102 +11,17 @@ from __future__ import annotations
 import json
 import os
 import stat
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dlmon.errors import SegmentError
 from dlmon.segment import files, layout, locks
+from dlmon.segment.cells import Cells, Layout, Places, Units, stamps
 from dlmon.segment.layout import CELL, ENTRY, HEADER, Scope
-
-_STAMPS = (("updating", "updated"), ("fetch_updating", "fetch_updated"))
 
 ATTEMPTS = 3
 """How often a slot is read again while its writer is in the middle of an update."""
-
-Places = Mapping[str, tuple[int, int]]
-"""Field name to (first cell within the slot, number of cells)."""
-
-Units = Mapping[str, str]
-"""Field name to unit."""
-
-
-class Cells:
-    """The cells of one slot, by field name.
-
-    A field the writer's release did not have reads as 0, or as no values.
-    """
-
-    __slots__ = ("_places", "_values")
-
-    def __init__(self, places: Places, values: Sequence[int]) -> None:
-        self._places = places
-        self._values = values
-
-    def __getitem__(self, name: str) -> int:
-        place = self._places.get(name)
-        return self._values[place[0]] if place else 0
-
-    def run(self, name: str) -> tuple[int, ...]:
-        """Return all cells of the field `name`."""
-        first, count = self._places.get(name, (0, 0))
-        return tuple(self._values[first : first + count])
-
-    def state(self, name: str) -> tuple[int, int]:
-        """Return a state cell as (state, since in nanoseconds)."""
-        value = self[name]
-        return value & layout.STATE_MASK, value >> layout.STATE_BITS
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What the header and table of one file say, checked against its size.
-
-    Attributes:
-        places: Per scope, where each field is.
-        units: Per scope, each field's unit, in the order of the table.
-        minor: The writer's minor version.
-        created_ns: CLOCK_REALTIME nanoseconds.
-    """
-
-    size: int
-    workers: int
-    minor: int
-    info: tuple[int, int]
-    slots_offset: int
-    slot_sizes: tuple[int, int]
-    places: tuple[Places, Places]
-    units: tuple[Units, Units]
-    created_ns: int
-
-    def slot_offset(self, slot: int) -> int:
-        """Return the offset in bytes of slot `slot`."""
-        if slot == 0:
-            return self.slots_offset
-        return self.slots_offset + self.slot_sizes[0] + (slot - 1) * self.slot_sizes[1]
-
-    def cells(self, data: bytes, slot: int) -> Cells:
-        """Return the cells of slot `slot` in the file's bytes `data`."""
-        scope = min(slot, 1)
-        count = self.slot_sizes[scope] // CELL
-        values = struct.unpack_from(f"<{count}q", data, self.slot_offset(slot))
-        return Cells(self.places[scope], values)
-
-    def settled(self, reads: Sequence[bytes], slot: int) -> bool:
-        """Return whether nothing of a slot changed while the second of three reads was made.
-
-        The read before tells that an update had ended, the one after that no other had begun. The
-        read itself cannot: the kernel copies in whichever order it likes.
-        """
-        start = self.slot_offset(slot)
-        for first, last in _STAMPS:
-            places = self.places[min(slot, 1)]
-            at = [start + places[name][0] * CELL for name in (first, last) if name in places]
-            stamps = {read[place : place + CELL] for place in at for read in reads}
-            if len(stamps) > 1:
-                return False
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +109,18 @@ class SegmentFile:
         """
         plan = self.layout
         reads = [self._whole() for _ in range(4)]
+        still = reads[0] == reads[1] == reads[2] == reads[3]
         unsettled: list[tuple[int, list[bytes]]] = []
         cells = {}
         for slot in range(plan.workers, -1, -1):
-            window = reads[:3] if slot else reads[1:]
-            if plan.settled(window, slot):
-                cells[slot] = self._good[slot] = plan.cells(window[1], slot)
+            window = reads[:1] if still else reads[:3] if slot else reads[1:]
+            known = self._good.get(slot)
+            if still and known is not None and known.raw == plan.raw(reads[0], slot):
+                cells[slot] = known  # nothing was written since it was settled
+            elif plan.settled(window, slot):
+                cells[slot] = self._good[slot] = plan.cells(window[len(window) // 2], slot)
             else:
-                unsettled.append((slot, window[1:]))
+                unsettled.append((slot, reads[1:3] if slot else reads[2:]))
         stale = 0
         for slot, window in unsettled:
             cells[slot], missed = self._again(slot, window)
@@ -296,6 +215,7 @@ def parse(path: str, data: bytes, file_size: int) -> Layout:
         (rank_size, worker_size),
         places,
         units,
+        (stamps(places[0]), stamps(places[1])),
         created,
     )
 

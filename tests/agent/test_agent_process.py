@@ -73,17 +73,23 @@ def test_a_signal_ends_it_with_status_0_although_the_next_look_is_far(
         assert agent.line() == ""
 
 
-def test_an_address_in_use_is_one_line_and_status_2(agent: Agent) -> None:
-    address = agent.url.removeprefix("http://")
-    second = subprocess.run(
-        [sys.executable, "-m", "dlmon", "agent", "--web.listen-address", address],
+def refusal(*arguments: str) -> str:
+    """The one line of an agent that does not start."""
+    refused = subprocess.run(
+        [sys.executable, "-m", "dlmon", "agent", *arguments],
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
         check=False,
     )
-    assert second.returncode == 2
-    (line,) = second.stderr.splitlines()
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    return line
+
+
+def test_an_address_in_use_is_one_line_and_status_2(agent: Agent) -> None:
+    address = agent.url.removeprefix("http://")
+    line = refusal("--web.listen-address", address)
     assert line.startswith(f"dlmon agent: cannot listen on {address}: ")
 
 
@@ -96,16 +102,7 @@ def test_an_address_in_use_is_one_line_and_status_2(agent: Agent) -> None:
     ],
 )
 def test_a_wrong_setting_is_one_line_and_status_2(arguments: list[str], part: str) -> None:
-    wrong = subprocess.run(
-        [sys.executable, "-m", "dlmon", "agent", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-        check=False,
-    )
-    assert wrong.returncode == 2
-    (line,) = wrong.stderr.splitlines()
-    assert line.startswith(f"dlmon agent: {part}")
+    assert refusal(*arguments).startswith(f"dlmon agent: {part}")
 
 
 def test_a_file_configures_it(tmp_path: Path) -> None:

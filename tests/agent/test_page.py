@@ -3,99 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from dlmon.agent.admission import Detail
-from dlmon.agent.hangs import Hangs
-from dlmon.agent.routes import Request, Response, Router
-from dlmon.agent.server import Server, listen
-from dlmon.agent.state import Board
 from dlmon.observe.snapshot import Loader, Process, Snapshot, WorkerState
 from dlmon.segment.layout import Phase
-from tests.agent.browser import Browser
+from tests.agent.paging import Page
 from tests.agent.samples import (
     NOW,
+    make_cgroup,
     make_finding,
+    make_gpu,
     make_hang,
     make_loader,
     make_rank,
     make_snapshot,
+    make_unobserved,
     make_worker,
 )
 
 SECONDS = 10.0
 """Between the two snapshots that rates are made of."""
-
-
-HURRY = "const wait = setTimeout; window.setTimeout = (f, ms) => wait(f, ms / 20);"
-"""So that a test need not wait a second for the next poll."""
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: Path) -> Iterator[Browser]:
-    with Browser(chromium) as browser:
-        browser.call("Page.addScriptToEvaluateOnNewDocument", source=HURRY)
-        yield browser
-
-
-class Page:
-    """The page of an agent whose snapshots the test makes."""
-
-    def __init__(self, browser: Browser) -> None:
-        self.browser = browser
-        self.board = Board(Detail.FULL, 20000)
-        self.hangs = Hangs()
-        self._router = Router(self.board, 1.0, self.hangs)
-        self._polls = 0
-        self._polled = threading.Condition()
-        self.server = self._serve("127.0.0.1:0")
-        self.address = self.server.address
-
-    def _serve(self, address: str) -> Server:
-        server = listen(address, self._respond)
-        server.start()
-        return server
-
-    def _respond(self, request: Request) -> Response:
-        if request.path == "/api/v1/snapshot":
-            with self._polled:
-                self._polls += 1
-                self._polled.notify_all()
-        return self._router.respond(request)
-
-    def restart(self) -> None:
-        self.server = self._serve(self.address)
-
-    def show(self, *snapshots: Snapshot) -> str:
-        """Open the page, let it see one snapshot after the other, and return its text."""
-        self.board.publish(snapshots[0])
-        self.browser.open(f"http://{self.address}/")
-        self.browser.wait_for("document.getElementById('runs').ariaBusy === 'false'")
-        for snapshot in snapshots[1:]:
-            self.publish(snapshot)
-        return self.browser.text()
-
-    def publish(self, snapshot: Snapshot) -> None:
-        """Publish a snapshot and wait until the page has shown it."""
-        with self._polled:
-            self.board.publish(snapshot)
-            # The first poll from here on gets it; when the next one comes, it has been shown.
-            enough = self._polls + 2
-            assert self._polled.wait_for(lambda: self._polls >= enough, timeout=60)
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    browser.errors.clear()
-    browser.resize(1280, 900)
-    page = Page(browser)
-    yield page
-    page.server.close()
-    assert browser.errors == []  # no exception in its code, nothing refused by its policy
 
 
 def two(before: Loader, after: Loader) -> tuple[Snapshot, Snapshot]:
@@ -198,7 +126,7 @@ def test_rates_bars_and_workers_are_shown(page: Page) -> None:
     ):
         assert part in text, part
     labels = page.browser.evaluate(
-        "[...document.querySelectorAll('[role=img]')].map(bar => bar.ariaLabel)"
+        "[...document.querySelectorAll('.loader [role=img]')].map(bar => bar.ariaLabel)"
     )
     assert labels == [
         "last seconds: 73 % waiting, 27 % in the step, 0 % starting, pausing or ending",
@@ -208,7 +136,7 @@ def test_rates_bars_and_workers_are_shown(page: Page) -> None:
         "[...document.querySelectorAll('.queue span')].map(c => c.className)"
     )
     assert cells == ["ready"] + ["work"] * 6 + ["free"]
-    rows = page.browser.evaluate("document.querySelectorAll('tbody tr').length")
+    rows = page.browser.evaluate("document.querySelectorAll('.loader tbody tr').length")
     assert rows == 4
 
 
@@ -216,7 +144,7 @@ def test_states_of_workers_have_a_letter_besides_their_colour(page: Page) -> Non
     workers = tuple(make_worker(place, state=state) for place, state in enumerate(WorkerState))
     page.show(make_snapshot(make_rank(loaders=(make_loader(workers=workers),))))
     badges = page.browser.evaluate(
-        "[...document.querySelectorAll('tbody .badge')].map(badge => badge.textContent)"
+        "[...document.querySelectorAll('.loader tbody .badge')].map(badge => badge.textContent)"
     )
     assert badges == ["I", "F", "H", "S", "!", "D", "Z"]
 
@@ -260,7 +188,7 @@ def test_ranks_and_loaders_keep_their_order_and_place(page: Page) -> None:
     page.publish(make_snapshot(*ranks[:1], make_rank("0"), *ranks[1:], time=NOW + 1))
     assert page.browser.evaluate(titles) == ["rank 0", "rank 1", "rank 2", "rank 10"]
     opened = page.browser.evaluate(
-        "[...document.querySelectorAll('details.workers')].map(d => d.open)"
+        "[...document.querySelectorAll('.loader details.workers')].map(d => d.open)"
     )
     assert opened == [True, False, True, True]  # what a reader closed stays closed
 
@@ -269,9 +197,10 @@ def test_names_are_text_and_never_markup(page: Page) -> None:
     evil = "<img src=x onerror=alert(1)>\"'&amp;"
     loader = make_loader(evil, config={"dataset": evil, "num_workers": evil})
     rank = make_rank(evil, run=evil, info={"user": evil, "script": evil}, loaders=(loader,))
-    text = page.show(make_snapshot(rank))
-    assert text.count(evil) >= 5
-    assert page.browser.evaluate("document.querySelectorAll('main img').length") == 0
+    unobserved = (make_unobserved(user=evil, script=evil),)
+    text = page.show(make_snapshot(rank, gpus=(make_gpu(name=evil),), unobserved=unobserved))
+    assert text.count(evil) >= 9
+    assert page.browser.evaluate("document.querySelectorAll('body img').length") == 1  # its own
 
 
 def test_names_that_look_like_keys_of_objects_do_no_harm(page: Page) -> None:
@@ -365,7 +294,7 @@ def test_it_fits_any_width_and_follows_the_readers_colours(
 ) -> None:
     page.browser.resize(width, 900, dark=dark)
     stuck = make_rank("1", run="a" * 200, loaders=(STUCK, make_loader("val", phase=Phase.IDLE)))
-    page.show(make_snapshot(make_rank(), stuck))
+    page.show(make_snapshot(make_rank(), stuck, gpus=(make_gpu(name="b" * 99),)))
     assert page.browser.evaluate("document.documentElement.scrollWidth") <= width
     ground = page.browser.evaluate("getComputedStyle(document.body).backgroundColor")
     lightness = sum(int(part) for part in ground.removeprefix("rgb(").rstrip(")").split(","))
@@ -376,7 +305,8 @@ def test_it_fits_any_width_and_follows_the_readers_colours(
 def test_text_stands_out_from_its_ground(page: Page, dark: bool) -> None:
     page.browser.resize(1280, 900, dark=dark)
     dead = make_rank("2", up=False, died=NOW - 3, shim_errors=1)
-    page.show(make_snapshot(make_rank(), dead, make_rank("3", loaders=(STUCK,))))
+    full = {"/user.slice": make_cgroup(room_bytes=0)}
+    page.show(make_snapshot(make_rank(), dead, make_rank("3", loaders=(STUCK,)), cgroups=full))
     assert page.browser.evaluate(_FAINT) == []
 
 

@@ -35,9 +35,13 @@ RUN = "a-run-with-quite-a-long-name-2024-11-21"
 KEYS = {
     "run", "rank", "pid", "up", "superseded", "started", "user", "script", "loader", "phase",
     "phase_seconds", "wait_ratio", "epochs", "batches", "samples", "ready", "outstanding",
-    "capacity", "last_delivery", "orphan_workers", "workers",
+    "capacity", "last_delivery", "orphan_workers", "workers", "process", "cgroup_memory", "gpus",
 }  # fmt: skip
 """What scripts rely on."""
+
+
+TITLES = [column.title for column in ps.COLUMNS if column.title != "GPU"]
+"""Where there is no GPU."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +118,12 @@ def on_terminal(directory: Path, columns: int, **env: str) -> list[str]:
 
 def test_each_rank_and_loader_has_a_line(running: Started, listed: Listing) -> None:
     heading, train, val = listed("--dir", str(running.directory)).splitlines()
-    assert heading.split() == [column.title for column in ps.COLUMNS]
+    assert heading.split() == TITLES
     pid = str(running.job.pid)
     assert train.split()[:5] == [RUN, "2", pid, "train", "step"]
-    assert re.search(r" +\d+ %  +3  +1  +[0-4]/4  2/2  +\d", train), train
+    assert re.search(r" +\d+ %  +3  +1  +[0-4]/4  2/2  +\d+ [kMG]B  +\d", train), train
     assert val.split()[:5] == [RUN, "2", pid, "val", "idle"]
-    assert re.search(rf" +\d+ %  +2  +1  +{UNKNOWN}  {UNKNOWN}  +\d", val), val
+    assert re.search(rf" +\d+ %  +2  +1  +{UNKNOWN}  {UNKNOWN}  +{UNKNOWN}  +\d", val), val
     assert listed.err == ""
 
 
@@ -128,7 +132,7 @@ def test_a_pipe_gets_all_columns_and_no_colour(running: Started) -> None:
     env = {**os.environ, "COLUMNS": "40", "TERM": "xterm"}
     output = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=True)
     assert ESCAPE not in output.stdout
-    assert output.stdout.splitlines()[0].split() == [column.title for column in ps.COLUMNS]
+    assert output.stdout.splitlines()[0].split() == TITLES
     assert RUN in output.stdout
 
 
@@ -155,8 +159,11 @@ def test_a_line_fits_on_the_terminal(columns: int, whole: bool, running: Started
     assert all(title in lines[0] for title in ("RUN", "RANK", "PID", "LOADER", "PHASE", "WAIT"))
 
 
-def test_json_is_an_array_of_objects_in_base_units(running: Started, listed: Listing) -> None:
-    train, val = json.loads(listed("--json", "--dir", str(running.directory)))
+def test_json_has_all_there_is_in_base_units(running: Started, listed: Listing) -> None:
+    document = json.loads(listed("--json", "--dir", str(running.directory)))
+    assert set(document) == {"time", "loaders", "gpus", "unobserved"}
+    train, val = document["loaders"]
+    assert document["time"] >= train["started"]
     assert set(train) == set(val) == KEYS
     assert (train["run"], train["rank"], train["pid"]) == (RUN, "2", running.job.pid)
     assert (train["up"], train["superseded"]) == (True, False)
@@ -175,7 +182,11 @@ def test_json_is_an_array_of_objects_in_base_units(running: Started, listed: Lis
         (0, True, False),
         (1, True, False),
     ]
-    assert min(worker["resident_bytes"] for worker in train["workers"]) > 1_000_000
+    for worker in train["workers"]:
+        assert 1_000_000 < worker["unique_bytes"] < worker["resident_bytes"]
+        assert worker["copied_bytes"] is None  # nobody has scanned it before
+    assert train["process"]["resident_bytes"] > 1_000_000
+    assert (train["gpus"], document["unobserved"]) == ([], [])
     assert (val["workers"], val["capacity"]) == ([], 0)
 
 
@@ -225,7 +236,8 @@ def test_nothing_found_is_no_error_and_says_where_and_what_to_do(
     )
     assert "dlmon run train.py" in listed.err
     assert "dlmon.instrument()" in listed.err
-    assert listed("--json", "--dir", str(segment_dir)) == "[]\n"
+    document = json.loads(listed("--json", "--dir", str(segment_dir)))
+    assert (document["loaders"], document["unobserved"]) == ([], [])
     assert listed.err == ""
 
 
@@ -236,7 +248,7 @@ def test_files_that_are_refused_are_counted_and_the_first_is_explained(
     listed("--json", "--dir", str(segment_dir))
     assert listed.err.startswith(f"dlmon ps: 1 file refused: segment {segment_dir}/1-a.seg: ")
     (segment_dir / "2-b.seg").write_bytes(b"x")
-    assert listed("--json", "--dir", str(segment_dir)) == "[]\n"
+    listed("--json", "--dir", str(segment_dir))
     assert re.fullmatch(r"dlmon ps: 2 files refused, the first: segment .+\n", listed.err)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.agents import Agent
+from tests.conftest import ROOT
 from tests.jobs import wait_for
 
 HANGING = Path(__file__).with_name("hanging_job.py")
@@ -144,6 +145,7 @@ def source(folder: Path, *names: str) -> str:
             os.mkfifo(folder / f"{fifo}.fifo")
     return f"""
         import runpy, sys
+        sys.path.insert(0, {str(ROOT)!r})
         sys.argv = {[str(HANGING), str(folder), built, *names]!r}
         runpy.run_path(sys.argv[0], run_name="__main__")
     """

@@ -14,14 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import dlmon
+from tests.accelerators import accelerator
 
 AT = 60
 """The sample at which it happens: enough has been fetched by then to know what is usual."""
@@ -226,15 +225,7 @@ class Batch:
 
 
 def pin_thread(_: str) -> None:
-    answers = {
-        "is_available": True,
-        "current_accelerator": torch.device("cpu"),
-        "current_device_index": 0,
-        "set_device_index": None,
-    }
-    with ExitStack() as stack:
-        for name, answer in answers.items():
-            stack.enter_context(mock.patch.object(torch.accelerator, name, return_value=answer))
+    with accelerator():
         loader = loading(pin_memory=True, collate_fn=lambda samples: Batch(int(samples[0])))
         for number, _batch in enumerate(loader):
             time.sleep(0.05 if number < AT else 0.001)  # so that the thread is seen while it lives

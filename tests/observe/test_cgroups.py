@@ -28,12 +28,19 @@ def tree(root: Path, files: Mapping[str, str]) -> None:
         (root / name).write_text(text)
 
 
-def member(monkeypatch: pytest.MonkeyPatch, text: str) -> Cgroup:
-    """Return the cgroups of a process whose /proc/<pid>/cgroup says `text`."""
+def member(monkeypatch: pytest.MonkeyPatch, text: str, mounts: str = "") -> Cgroup:
+    """Return the cgroups of a process whose /proc/<pid>/cgroup says `text`.
+
+    Args:
+        monkeypatch: To say it.
+        text: What it says.
+        mounts: What /proc/self/mountinfo says.
+    """
     real = cgroups._read
+    said = {"/proc/4000/cgroup": text, "/proc/self/mountinfo": mounts}
 
     def read(path: str) -> str:
-        return text if path == "/proc/4000/cgroup" else real(path)
+        return said[path] if path in said else real(path)
 
     monkeypatch.setattr(cgroups, "_read", read)
     return cgroups.of(4000)
@@ -80,11 +87,45 @@ def test_v2_of_a_container_whose_own_cgroup_is_mounted_as_the_root(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree(root, {"cpu.max": "50000 100000\n", "cpu.stat": "throttled_usec 500000\n"})
-    group = member(monkeypatch, "0::/kubepods/pod7/box\n")
+    mounts = f"31 23 0:28 /kubepods/pod7/box {root} ro,nosuid - cgroup2 cgroup rw\n"
+    group = member(monkeypatch, "0::/kubepods/pod7/box\n", mounts)
     assert group.path == "/kubepods/pod7/box"
     assert group.cpu_directory == group.memory_directory == str(root)
     assert group.cpu_quota() == 0.5
     assert group.cpu_throttled_seconds() == 0.5
+
+
+def test_below_a_cgroup_that_is_mounted_as_the_root_paths_begin_there(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(root, {"job/cpu.max": "50000 100000\n", "cpu.max": "400000 100000\n"})
+    mounts = f"31 23 0:28 /kubepods/pod7 {root} ro,nosuid - cgroup2 cgroup rw\n"
+    group = member(monkeypatch, "0::/kubepods/pod7/job\n", mounts)
+    assert group.cpu_directory == str(root / "job")
+    assert group.cpu_quota() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("mounted", "path"),
+    [
+        ("/", "/gone"),
+        ("/kubepods/pod7/agent", "/kubepods/pod7/job"),
+        ("/kubepods/pod7/agent", "/kubepods/pod7/agent2"),
+        ("/kubepods/pod7/agent", "/"),
+        ("/..", "/job"),
+    ],
+)
+def test_the_limits_of_another_cgroup_are_not_taken_for_those_of_one_not_to_be_seen_from_here(
+    root: Path, monkeypatch: pytest.MonkeyPatch, mounted: str, path: str
+) -> None:
+    tree(root, {"cpu.max": "50000 100000\n", "cpu.stat": "throttled_usec 5\n", **V2_MEMORY})
+    tree(root, {"memory.max": "1000\n", "job/cpu.max": "1 100000\n"})
+    mounts = f"31 23 0:28 {mounted} {root} ro,nosuid - cgroup2 cgroup rw\n"
+    group = member(monkeypatch, f"0::{path}\n", mounts)
+    assert group == Cgroup(path)
+    assert group.cpu_quota() is None
+    assert group.cpu_throttled_seconds() is None
+    assert group.memory() == CgroupMemory()
 
 
 def test_v1_quota_is_that_of_the_cpu_controller(
@@ -103,7 +144,11 @@ def test_v1_of_a_container_whose_own_cgroup_is_mounted_as_the_root(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree(root, {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"})
-    group = member(monkeypatch, "3:cpu,cpuacct:/docker/abc\n2:memory:/docker/abc\n")
+    mounts = "".join(
+        f"31 23 0:28 /docker/abc {root}/{controller} ro - cgroup cgroup rw,{controller}\n"
+        for controller in ("cpu", "memory")
+    )
+    group = member(monkeypatch, "3:cpu,cpuacct:/docker/abc\n2:memory:/docker/abc\n", mounts)
     assert group.path == "/docker/abc"
     assert group.cpu_quota() == 2.0
     assert group.cpu_throttled_seconds() is None

@@ -187,11 +187,12 @@ def test_a_pid_that_is_another_process_is_not_followed() -> None:
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cgroup v2 hierarchy in which every process is in /pod/job."""
-    (tmp_path / "pod/job").mkdir(parents=True)
+    job = tmp_path / "pod/job"
+    job.mkdir(parents=True)
     for group in ("pod", "pod/job"):
         count(tmp_path / group, 5)
     monkeypatch.setattr(cgroups, "ROOT", str(tmp_path))
-    monkeypatch.setattr(cgroups, "of", lambda _: Cgroup("/pod/job"))
+    monkeypatch.setattr(cgroups, "of", lambda _: Cgroup("/pod/job", memory_directory=str(job)))
     return tmp_path
 
 

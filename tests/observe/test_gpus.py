@@ -20,11 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from dlmon.agent.admission import Detail, admit
 from tests.agent.samples import GPU_UUID, make_gpu, make_rank, make_snapshot
 from tests.agents import Agent, running
-from tests.conftest import require_tool
+from tests.gpus import GIB, FakeGpus, gpu_line
 from tests.jobs import JobStarter, wait_for
 
-SOURCE = Path(__file__).parent / "nvml" / "fake_nvml.c"
-GIB = 1 << 30
 LOST, UNINITIALIZED, NOT_LOADED = 15, 1, 9
 
 LOOK = """
@@ -53,49 +51,6 @@ JOB = """
         for batch in dlmon.name(DataLoader(list(range(1_000_000))), "train"):
             time.sleep(0.01)
 """
-
-
-def gpu_line(
-    kind: str = "gpu",
-    *,
-    status: int = 0,
-    hang: int = 0,
-    util: int = 37,
-    processes: str = "-",
-    mig: int = 0,
-    uuid: str = "GPU-a",
-) -> str:
-    return f"{kind} {status} {hang} {util} {3 * GIB} {8 * GIB} {processes} {mig} {uuid}\n"
-
-
-@pytest.fixture(scope="session")
-def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a libnvidia-ml.so.1 that does as its file says."""
-    folder = tmp_path_factory.mktemp("nvml")
-    library = folder / "libnvidia-ml.so.1"
-    options = ["-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([require_tool("gcc"), *options, "-o", library, SOURCE], check=True, timeout=60)
-    return folder
-
-
-class Fake:
-    """A machine with such GPUs as were said last."""
-
-    def __init__(self, library: Path, folder: Path) -> None:
-        self._file = folder / "gpus"
-        self.environment = {"LD_LIBRARY_PATH": str(library), "FAKE_NVML": str(self._file)}
-        self.has()
-
-    def has(self, *lines: str) -> None:
-        """Replace what there is, in one step."""
-        new = self._file.with_suffix(".new")
-        new.write_text("".join(lines))
-        new.replace(self._file)
-
-
-@pytest.fixture
-def fake(fake_library: Path, tmp_path: Path) -> Fake:
-    return Fake(fake_library, tmp_path)
 
 
 class Looking:
@@ -139,9 +94,9 @@ def looking(environment: dict[str, str]) -> Iterator[Looking]:
         look.process.communicate()
 
 
-def test_a_gpu_is_what_nvml_says_of_it(fake: Fake) -> None:
-    fake.has(gpu_line(processes="17,4242"), gpu_line(uuid="GPU-b", util=100))
-    with looking(fake.environment) as look:
+def test_a_gpu_is_what_nvml_says_of_it(fake_gpus: FakeGpus) -> None:
+    fake_gpus.has(gpu_line(processes="17,4242"), gpu_line(uuid="GPU-b", util=100))
+    with looking(fake_gpus.environment) as look:
         first, second = look.until(lambda gpus: len(gpus) == 2)
         said = look.ask()["say"]
     assert said.startswith("2 GPUs (Fake H200)")
@@ -157,23 +112,23 @@ def test_a_gpu_is_what_nvml_says_of_it(fake: Fake) -> None:
     assert (second["index"], second["utilization"]) == ("1", 1.0)
 
 
-def test_what_is_not_supported_or_not_permitted_is_not_known(fake: Fake) -> None:
-    fake.has(gpu_line(util=-1, processes="!"))
-    with looking(fake.environment) as look:
+def test_what_is_not_supported_or_not_permitted_is_not_known(fake_gpus: FakeGpus) -> None:
+    fake_gpus.has(gpu_line(util=-1, processes="!"))
+    with looking(fake_gpus.environment) as look:
         (gpu,) = look.until(bool)
         assert "but not who uses them" in look.ask()["say"]
     assert (gpu["utilization"], gpu["pids"]) == (None, None)
     assert gpu["memory_used_bytes"] == 3 * GIB
 
 
-def test_a_divided_gpu_is_shown_as_its_instances(fake: Fake) -> None:
-    fake.has(
+def test_a_divided_gpu_is_shown_as_its_instances(fake_gpus: FakeGpus) -> None:
+    fake_gpus.has(
         gpu_line(mig=1),
         gpu_line("mig", uuid="MIG-1", processes="11"),
         gpu_line("mig", uuid="MIG-2", processes="12"),
         gpu_line(uuid="GPU-whole"),
     )
-    with looking(fake.environment) as look:
+    with looking(fake_gpus.environment) as look:
         gpus = look.until(lambda gpus: len(gpus) == 3)
     assert [(gpu["index"], gpu["uuid"]) for gpu in gpus] == [
         ("0:0", "MIG-1"),
@@ -184,42 +139,44 @@ def test_a_divided_gpu_is_shown_as_its_instances(fake: Fake) -> None:
     assert [gpu["pids"] for gpu in gpus][:2] == [[11], [12]]
 
 
-def test_a_gpu_that_is_lost_is_absent_the_others_go_on_and_it_comes_back(fake: Fake) -> None:
-    fake.has(gpu_line(), gpu_line(uuid="GPU-b"))
-    with looking(fake.environment) as look:
+def test_a_gpu_that_is_lost_is_absent_the_others_go_on_and_it_comes_back(
+    fake_gpus: FakeGpus,
+) -> None:
+    fake_gpus.has(gpu_line(), gpu_line(uuid="GPU-b"))
+    with looking(fake_gpus.environment) as look:
         look.until(lambda gpus: len(gpus) == 2)
-        fake.has(gpu_line(status=LOST), gpu_line(uuid="GPU-b", util=99))
+        fake_gpus.has(gpu_line(status=LOST), gpu_line(uuid="GPU-b", util=99))
         (left,) = look.until(lambda gpus: len(gpus) == 1)
         assert left["uuid"] == "GPU-b"
-        fake.has(gpu_line(), gpu_line(uuid="GPU-b"))
+        fake_gpus.has(gpu_line(), gpu_line(uuid="GPU-b"))
         look.until(lambda gpus: len(gpus) == 2)
 
 
 @pytest.mark.parametrize("gone", [UNINITIALIZED, NOT_LOADED])
-def test_a_driver_that_restarts_is_gone_for_a_while(fake: Fake, gone: int) -> None:
-    fake.has(gpu_line())
-    with looking(fake.environment) as look:
+def test_a_driver_that_restarts_is_gone_for_a_while(fake_gpus: FakeGpus, gone: int) -> None:
+    fake_gpus.has(gpu_line())
+    with looking(fake_gpus.environment) as look:
         look.until(bool)
-        fake.has(f"dead {gone}\n", f"init {NOT_LOADED}\n")
+        fake_gpus.has(f"dead {gone}\n", f"init {NOT_LOADED}\n")
         look.until(lambda gpus: not gpus)
         wait_for(lambda: "asked again every" in look.ask()["say"], "a reason")
-        fake.has(gpu_line())
+        fake_gpus.has(gpu_line())
         look.until(bool)
 
 
-def test_a_driver_that_is_loaded_later_is_found(fake: Fake) -> None:
-    fake.has(f"init {NOT_LOADED}\n", f"dead {UNINITIALIZED}\n")
-    with looking(fake.environment) as look:
+def test_a_driver_that_is_loaded_later_is_found(fake_gpus: FakeGpus) -> None:
+    fake_gpus.has(f"init {NOT_LOADED}\n", f"dead {UNINITIALIZED}\n")
+    with looking(fake_gpus.environment) as look:
         assert re.match("no GPU: NVML says: Driver Not Loaded", look.ask()["say"])
-        fake.has(gpu_line())
+        fake_gpus.has(gpu_line())
         look.until(bool)
 
 
-def test_while_a_call_hangs_nothing_waits_and_what_is_old_is_absent(fake: Fake) -> None:
-    fake.has(gpu_line(), gpu_line(uuid="GPU-b"))
-    with looking(fake.environment) as look:
+def test_while_a_call_hangs_nothing_waits_and_what_is_old_is_absent(fake_gpus: FakeGpus) -> None:
+    fake_gpus.has(gpu_line(), gpu_line(uuid="GPU-b"))
+    with looking(fake_gpus.environment) as look:
         look.until(lambda gpus: len(gpus) == 2)
-        fake.has(gpu_line(hang=600), gpu_line(uuid="GPU-b"))
+        fake_gpus.has(gpu_line(hang=600), gpu_line(uuid="GPU-b"))
         look.until(lambda gpus: not gpus)  # it answers, though NVML does not
 
 
@@ -265,11 +222,11 @@ def gpu_series(agent: Agent) -> dict[str, dict[str, str]]:
 
 
 def test_the_agent_shows_the_gpu_that_a_rank_computes_on(
-    fake: Fake, run_job: JobStarter, segment_dir: Path, monkeypatch: pytest.MonkeyPatch
+    fake_gpus: FakeGpus, run_job: JobStarter, segment_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = run_job(JOB)
-    fake.has(gpu_line(processes="1"), gpu_line(uuid="GPU-b", processes=f"1,{job.pid}"))
-    for name, value in fake.environment.items():
+    fake_gpus.has(gpu_line(processes="1"), gpu_line(uuid="GPU-b", processes=f"1,{job.pid}"))
+    for name, value in fake_gpus.environment.items():
         monkeypatch.setenv(name, value)
     with running("--dir", str(segment_dir)) as agent:
         assert "2 GPUs (Fake H200)" in agent.greeting
@@ -288,10 +245,10 @@ def test_the_agent_shows_the_gpu_that_a_rank_computes_on(
 
 
 def test_the_agent_goes_on_at_its_clock_while_nvml_hangs(
-    fake: Fake, segment_dir: Path, monkeypatch: pytest.MonkeyPatch
+    fake_gpus: FakeGpus, segment_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake.has(gpu_line(hang=600))
-    for name, value in fake.environment.items():
+    fake_gpus.has(gpu_line(hang=600))
+    for name, value in fake_gpus.environment.items():
         monkeypatch.setenv(name, value)
     with running("--dir", str(segment_dir), "--interval", "100ms") as agent:
         assert "NVML has not answered yet" in agent.greeting

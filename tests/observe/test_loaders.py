@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlmon.observe import loaders
-from dlmon.observe.loaders import Part, Seen
+from dlmon.observe.parts import Part, Seen
 from dlmon.observe.snapshot import Loader, WorkerState
 from dlmon.segment import layout, reader
 from dlmon.segment.layout import Phase

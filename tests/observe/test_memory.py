@@ -215,6 +215,14 @@ def test_without_a_budget_nothing_is_scanned(monkeypatch: pytest.MonkeyPatch) ->
     assert World(monkeypatch, ratio=0).run(100, 7) == []
 
 
+def test_a_scan_at_once_ends_with_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    world.cost = 0.2
+    world.scanner = Scanner.at_once(0.5)
+    world.scanner.clock, world.scanner.cpu_clock = lambda: world.now, lambda: world.cpu
+    assert world.run(1, *range(1, 10)) == [1, 2, 3]
+
+
 def test_who_is_spared_is_scanned_at_the_next_run(world: World) -> None:
     world.run(1, 7)
     world.now += INTERVAL

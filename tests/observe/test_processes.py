@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dlmon.observe import processes
-from dlmon.observe.processes import Totals
+from dlmon.observe.processes import Sampler, Totals
 from dlmon.observe.snapshot import Process
 from tests.jobs import JobStarter, wait_for
 
@@ -56,6 +57,47 @@ def test_a_zombie_is_one(run_job: JobStarter) -> None:
         return seen is not None and seen.status == "Z"
 
     wait_for(zombie, "zombie")
+
+
+def test_who_looks_again_sees_the_same_process_until_it_is_gone() -> None:
+    sampler = Sampler()
+    with subprocess.Popen(["sleep", "600"]) as process:
+        first, second = sampler.sample(process.pid), sampler.sample(process.pid)
+        assert first is not None
+        assert second is not None
+        assert first.start_ticks == second.start_ticks
+        process.kill()
+    assert sampler.sample(process.pid) is None
+    assert sampler.sample(process.pid) is None
+
+
+def test_who_looks_again_closes_what_is_no_longer_asked_for() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    sampler = Sampler()
+    sampler.sample(os.getpid())
+    sampler.sample(os.getppid())
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 2
+    sampler.keep({os.getpid()})
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 1
+    sampler.keep(())
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_where_few_files_may_be_open_processes_are_seen_all_the_same() -> None:
+    looks = (
+        "import os, resource\n"
+        "from dlmon.observe.processes import Sampler\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "sampler = Sampler()\n"
+        "seen = [sampler.sample(int(pid)) for pid in os.listdir('/proc') if pid.isdecimal()]\n"
+        "print(len(os.listdir('/proc/self/fd')) < 32, seen.count(None) < len(seen) / 2)"
+    )
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            process = stack.enter_context(subprocess.Popen(["sleep", "600"]))
+            stack.callback(process.kill)
+        looked = subprocess.check_output([sys.executable, "-c", looks], text=True, timeout=60)
+    assert looked == "True True\n"
 
 
 def test_of_this_process_everything_is_known() -> None:

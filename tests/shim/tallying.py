@@ -6,13 +6,13 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from dlmon.segment import layout, meaning, reader, writer
+from dlmon.segment import cells, layout, meaning, reader, writer
 from tests.shim.modelled import Counts
 
 MARK = "watched"
 """How the names of loaders begin whose counts are known."""
 
-_layouts: dict[str, reader.Layout] = {}
+_layouts: dict[str, cells.Layout] = {}
 
 
 def of_this_process() -> Counts:
@@ -51,7 +51,7 @@ def _is_known(name: str, what: str) -> bool:
     return not (with_workers and what == "samples")  # what is read ahead depends on who is faster
 
 
-def _of(plan: reader.Layout, data: bytes) -> Counts:
+def _of(plan: cells.Layout, data: bytes) -> Counts:
     counts: Counts = Counter()
     rank = plan.cells(data, 0)
     offset, size = plan.info

@@ -1,11 +1,15 @@
 // The page: asks for a snapshot each second and shows it. Data becomes text only by textContent.
 
 import {
-  History, bytes, configText, duration, loaderKey, loaderView, number, perSecond, percent,
-  rankFacts, rankKey, rankWarnings,
+  History, MEMORY_HINTS, bytes, configText, duration, loaderKey, loaderView, number, perSecond, percent,
+  rankFacts, rankKey, rankMemory, rankWarnings,
 } from "./view.js";
-import { $, make, setClass, setLabel, setText, sync, syncTexts } from "./dom.js";
+import {
+  $, counted, make, makeRow, makeTable, setBar, setClass, setLabel, setText, sync, syncTexts,
+  updateTable,
+} from "./dom.js";
 import { showFindings, wantsHangs } from "./findings.js";
+import { showGpus, showUnobserved } from "./node.js";
 
 const POLL_MS = 1000;
 const ANSWER_WITHIN_MS = 5000;
@@ -13,11 +17,19 @@ const STALE_SECONDS = 10;
 const QUEUE_CELLS = 40; // a longer queue is drawn as one bar
 const OPEN_WORKERS = 8; // more of them start folded
 
+const always = () => true;
+
 const WORKER_COLUMNS = [
-  ["batches/s", (worker) => perSecond(worker.batches)],
-  ["CPU", (worker) => percent(worker.cpu)],
-  ["RSS", (worker) => bytes(worker.resident)],
-  ["progress", (worker) => (worker.progress === null ? "–" : `${duration(worker.progress)} ago`)],
+  ["batches/s", "", (worker) => perSecond(worker.batches), always],
+  ["CPU", "", (worker) => percent(worker.cpu), always],
+  ["RSS", MEMORY_HINTS.RSS, (worker) => bytes(worker.resident), always],
+  ["PSS", MEMORY_HINTS.PSS, (worker) => bytes(worker.proportional),
+    (worker) => worker.proportional !== null],
+  ["USS", MEMORY_HINTS.USS, (worker) => bytes(worker.unique), (worker) => worker.unique !== null],
+  ["copied", "what it shared with the training process and has a copy of by now",
+    (worker) => bytes(worker.copied), (worker) => worker.copied > 0],
+  ["progress", "since it last began or ended a fetch",
+    (worker) => (worker.progress === null ? "–" : `${duration(worker.progress)} ago`), always],
 ];
 
 const history = new History();
@@ -36,13 +48,14 @@ function createRun(run) {
   return { node, about, ranks };
 }
 
-function updateRun(view, run, now) {
+function updateRun(view, run, snapshot) {
   const { info } = run.ranks[0];
   const parts = [info.script, info.user && `by ${info.user}`];
   if (run.ranks.length > 1) parts.push(`${run.ranks.length} ranks here`);
   if (run.superseded > 0) parts.push(`${run.superseded} earlier, replaced`);
   setText(view.about, parts.filter(Boolean).join(" · "));
-  sync(view.ranks, run.ranks, rankKey, createRank, (child, rank) => updateRank(child, rank, now));
+  sync(view.ranks, run.ranks, rankKey, createRank, (child, rank) =>
+    updateRank(child, rank, snapshot));
 }
 
 function createRank(rank) {
@@ -53,13 +66,15 @@ function createRank(rank) {
   head.append(title, state);
   const warnings = make("ul", "warnings");
   const facts = make("p", "facts");
+  const memory = makeRow("memory", ["used"]);
   const loaders = make("div", "loaders");
   const none = make("p", "verdict calm", "no DataLoader is in use");
-  node.append(head, warnings, facts, loaders, none);
-  return { node, state, warnings, facts, loaders, none };
+  node.append(head, warnings, facts, memory.node, loaders, none);
+  return { node, state, warnings, facts, memory, loaders, none };
 }
 
-function updateRank(view, rank, now) {
+function updateRank(view, rank, snapshot) {
+  const now = snapshot.time;
   setClass(view.node, rank.up ? "rank" : "rank gone");
   setText(view.state, rank.up ? "alive" : "dead");
   setClass(view.state, rank.up ? "state up" : "state down");
@@ -68,7 +83,8 @@ function updateRank(view, rank, now) {
       setText(child.node, warning.text);
       setClass(child.node, warning.tone);
     });
-  setText(view.facts, rankFacts(rank, history.before(rankKey(rank))));
+  setText(view.facts, rankFacts(rank, history.before(rankKey(rank)), snapshot.gpus));
+  setBar(view.memory, rankMemory(rank, snapshot.cgroups));
   view.none.hidden = rank.loaders.length > 0;
   const items = [...rank.loaders].sort((a, b) => natural(a.name, b.name));
   sync(view.loaders, items, (loader) => loader.name, createLoader, (child, loader) =>
@@ -83,16 +99,8 @@ function createLoader(loader) {
   const phase = make("span", "phase");
   head.append(make("h4", "", loader.name), phase);
   const verdict = make("p", "verdict");
-  const time = make("div", "bar");
-  time.setAttribute("role", "img");
-  const parts = ["wait", "step", "other"].map((name) => make("span", name));
-  time.append(...parts);
-  const ratio = make("span", "bar-text");
-  const timeRow = row("time", time, ratio);
-  const queue = make("div", "queue");
-  queue.setAttribute("role", "img");
-  const fill = make("span", "bar-text");
-  const queueRow = row("queue", queue, fill);
+  const time = makeRow("time", ["wait", "step", "other"]);
+  const queue = makeRow("queue", [], "queue");
   const stats = make("dl", "stats");
   const config = make("p", "facts");
   const workers = make("details", "workers");
@@ -100,35 +108,11 @@ function createLoader(loader) {
   const strip = make("span", "strip");
   const count = make("span", "count");
   summary.append(count, strip);
-  const [table, rows] = workerTable();
-  workers.append(summary, table);
+  const table = makeTable("worker", WORKER_COLUMNS);
+  workers.append(summary, table.table);
   workers.open = loader.phase !== "idle" && loader.workers.length <= OPEN_WORKERS;
-  node.append(head, verdict, timeRow, queueRow, stats, workers, config);
-  return {
-    node, phase, verdict, time, parts, ratio, timeRow, queue, fill, queueRow, stats, config,
-    workers, count, strip, rows,
-  };
-}
-
-function workerTable() {
-  const table = make("table");
-  const head = make("tr");
-  for (const title of ["worker", ...WORKER_COLUMNS.map(([name]) => name)]) {
-    const cell = make("th", "", title);
-    cell.scope = "col";
-    head.append(cell);
-  }
-  const top = make("thead");
-  top.append(head);
-  const rows = make("tbody");
-  table.append(top, rows);
-  return [table, rows];
-}
-
-function row(name, bar, text) {
-  const node = make("div", "row");
-  node.append(make("span", "row-name", name), bar, text);
-  return node;
+  node.append(head, verdict, time.node, queue.node, stats, workers, config);
+  return { node, phase, verdict, time, queue, stats, config, workers, count, strip, table };
 }
 
 function updateLoader(view, shown, loader) {
@@ -136,38 +120,39 @@ function updateLoader(view, shown, loader) {
   setClass(view.phase, `phase ${shown.phase}`);
   setText(view.verdict, shown.verdict.text);
   setClass(view.verdict, `verdict ${shown.verdict.tone}`);
-  view.timeRow.hidden = !shown.active;
-  view.queueRow.hidden = !shown.active || shown.queue.capacity === 0;
-  updateTime(view, shown.spent);
-  updateQueue(view, shown.queue);
+  view.time.node.hidden = !shown.active;
+  view.queue.node.hidden = !shown.active || shown.queue.capacity === 0;
+  updateTime(view.time, shown.spent);
+  updateQueue(view.queue, shown.queue);
   updateStats(view.stats, shown, loader);
   setText(view.config, configText(loader.config));
   updateWorkers(view, shown.workers);
 }
 
-function updateTime(view, spent) {
+function updateTime(row, spent) {
   [spent.wait, spent.step, spent.other].forEach((share, place) => {
-    view.parts[place].style.width = `${(100 * share).toFixed(1)}%`;
+    row.parts[place].style.width = `${(100 * share).toFixed(1)}%`;
   });
-  setText(view.ratio, spent.ratio === null ? "–" : `${percent(spent.ratio)} wait`);
-  setLabel(view.time, `last seconds: ${percent(spent.wait)} waiting, `
+  setText(row.text, spent.ratio === null ? "–" : `${percent(spent.ratio)} wait`);
+  setLabel(row.bar, `last seconds: ${percent(spent.wait)} waiting, `
     + `${percent(spent.step)} in the step, ${percent(spent.other)} starting, pausing or ending`);
 }
 
-function updateQueue(view, queue) {
-  setText(view.fill, `${queue.ready} / ${queue.capacity} ready`);
-  setLabel(view.queue, queue.text);
-  view.queue.title = queue.text;
+function updateQueue(row, queue) {
+  const { bar } = row;
+  setText(row.text, `${queue.ready} / ${queue.capacity} ready`);
+  setLabel(bar, queue.text);
+  bar.title = queue.text;
   const whole = queue.capacity > QUEUE_CELLS;
-  setClass(view.queue, whole ? "queue whole" : "queue");
+  setClass(bar, whole ? "queue whole" : "queue");
   const cells = whole
     ? [["ready", queue.ready], ["work", queue.work], ["free", queue.capacity - queue.ready - queue.work]]
     : Array.from({ length: queue.capacity }, (_, place) => [
       place < queue.ready ? "ready" : place < queue.ready + queue.work ? "work" : "free", 1]);
-  while (view.queue.childElementCount > cells.length) view.queue.lastElementChild.remove();
-  while (view.queue.childElementCount < cells.length) view.queue.append(make("span"));
+  while (bar.childElementCount > cells.length) bar.lastElementChild.remove();
+  while (bar.childElementCount < cells.length) bar.append(make("span"));
   cells.forEach(([kind, weight], place) => {
-    const cell = view.queue.children[place];
+    const cell = bar.children[place];
     setClass(cell, kind);
     cell.style.flexGrow = String(Math.max(0, weight));
   });
@@ -199,34 +184,28 @@ function updateStats(list, shown, loader) {
 
 function updateWorkers(view, workers) {
   view.workers.hidden = workers.length === 0;
-  setText(view.count, `${workers.length} worker${workers.length === 1 ? "" : "s"}`);
+  setText(view.count, counted(workers.length, "worker"));
   const bySlot = (worker) => worker.slot;
   sync(view.strip, workers, bySlot, () => ({ node: make("span") }), (child, worker) => {
     setClass(child.node, `badge ${worker.state}`);
     setText(child.node, worker.letter);
     child.node.title = `worker ${worker.slot}: ${worker.label}`;
   });
-  sync(view.rows, workers, bySlot, createWorker, updateWorker);
+  updateTable(view.table, workers, bySlot, createWorker, updateWorker);
 }
 
-function createWorker(worker) {
-  const node = make("tr");
+function createWorker(name, worker) {
   const badge = make("span", "badge");
   badge.setAttribute("aria-hidden", "true"); // the state's name is beside it
   const state = make("span", "worker-state");
-  const name = make("th");
-  name.scope = "row";
   name.append(badge, make("span", "worker-slot", String(worker.slot)), state);
-  const values = WORKER_COLUMNS.map(() => make("td"));
-  node.append(name, ...values);
-  return { node, badge, state, values };
+  return { badge, state };
 }
 
 function updateWorker(view, worker) {
   setClass(view.badge, `badge ${worker.state}`);
   setText(view.badge, worker.letter);
   setText(view.state, worker.orphan ? `${worker.label}, orphan` : worker.label);
-  WORKER_COLUMNS.forEach(([, text], place) => setText(view.values[place], text(worker)));
 }
 
 // --- the whole ---
@@ -247,15 +226,17 @@ function group(snapshot) {
 function show(snapshot) {
   const runs = group(snapshot);
   const main = $("runs");
-  sync(main, runs, (run) => run.name, createRun, (child, run) => updateRun(child, run, snapshot.time));
+  sync(main, runs, (run) => run.name, createRun, (child, run) => updateRun(child, run, snapshot));
   main.setAttribute("aria-busy", "false");
   $("empty").hidden = runs.length > 0;
   $("legend").hidden = runs.length === 0;
   const dead = snapshot.ranks.filter((rank) => !rank.up).length;
   const loaders = snapshot.ranks.reduce((sum, rank) => sum + rank.loaders.length, 0);
-  const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+  showGpus(snapshot);
+  const unobserved = showUnobserved(snapshot);
   syncTexts($("summary"), [
-    plural(runs.length, "run"), plural(snapshot.ranks.length, "rank"), plural(loaders, "loader"),
+    counted(runs.length, "run"), counted(snapshot.ranks.length, "rank"), counted(loaders, "loader"),
+    ...(unobserved ? [`${counted(unobserved, "worker")} not observed`] : []),
   ]);
   $("dead").hidden = dead === 0;
   setText($("dead"), `${dead} dead`);

@@ -7,6 +7,13 @@ const WAITING = 0.1;
 const BUSY = 0.7;
 const FULL = 0.75;
 const CROWDED = 0.8;
+const NEARLY_FULL = 0.95;
+
+export const MEMORY_HINTS = {
+  RSS: "resident: pages shared with other processes are counted in full",
+  PSS: "its share: every page divided by how many processes have it; up to some minutes old",
+  USS: "what it has for itself alone, as a leak would be; up to some minutes old",
+};
 
 export const WORKER_LETTERS = {
   idle: "I", fetching: "F", handing_over: "H", stopped: "S", hung: "!", dead: "D", zombie: "Z",
@@ -228,13 +235,16 @@ function workerView(worker, oldLoader, seconds, now) {
     batches: rate(worker.batches, old?.batches, seconds),
     cpu,
     resident: worker.resident_bytes,
+    proportional: worker.proportional_bytes,
+    unique: worker.unique_bytes,
+    copied: worker.copied_bytes,
     progress: idle,
   };
 }
 
 // --- a rank ---
 
-export function rankFacts(rank, before) {
+export function rankFacts(rank, before, gpus) {
   const { process, info } = rank;
   const facts = [`pid ${rank.pid}`];
   const cpu = rate(process.cpu_seconds, before?.subject.process.cpu_seconds, before?.seconds ?? 0);
@@ -245,10 +255,31 @@ export function rankFacts(rank, before) {
     const used = percent((process.shm_used_bytes ?? 0) / process.shm_size_bytes);
     facts.push(`/dev/shm ${used} of ${bytes(process.shm_size_bytes)}`);
   }
+  for (const gpu of gpus.filter(({ uuid }) => rank.gpus.includes(uuid))) {
+    const busy = gpu.utilization === null ? "" : ` ${percent(gpu.utilization)}`;
+    facts.push(`GPU ${gpu.index}${busy}`);
+  }
   if (process.open_fds !== null) facts.push(`${number(process.open_fds)} files open`);
   if (info.torch) facts.push(`torch ${info.torch}`);
   if (info.python) facts.push(`Python ${info.python}`);
   return facts.join(" · ");
+}
+
+// How full the memory is that the rank's cgroup may have; null where it has no limit to know of.
+export function rankMemory(rank, cgroups) {
+  const memory = cgroups[rank.process.cgroup];
+  if (!memory?.binding_limit_bytes || memory.room_bytes === null) return null;
+  const used = memory.binding_limit_bytes - memory.room_bytes;
+  return filled(used, memory.binding_limit_bytes,
+    `anonymous and shared memory of cgroup ${rank.process.cgroup}, against its limit`);
+}
+
+// A share of something, as a bar shows it.
+export function filled(used, total, about) {
+  const share = used / total;
+  const text = `${bytes(used)} of ${bytes(total)}`;
+  const tone = share >= NEARLY_FULL ? "bad" : share >= CROWDED ? "warn" : "";
+  return { share, text, tone, label: `${about}: ${text}` };
 }
 
 // What the reader should know before believing the numbers.

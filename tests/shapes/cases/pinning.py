@@ -6,32 +6,16 @@ What it does to a batch is the batch's own `pin_memory()`: no accelerator is nee
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
 
+from tests.accelerators import accelerator
 from tests.shapes.datasets import Numbers, Stream, loader_of, loading, shut
 from tests.shapes.job import expect, named
 from tests.shapes.records import told
 from tests.shapes.table import case, each, possible
-
-
-@contextmanager
-def accelerator() -> Iterator[None]:
-    """Have torch believe in one."""
-    answers = {
-        "is_available": True,
-        "current_accelerator": torch.device("cpu"),
-        "current_device_index": 0,
-        "set_device_index": None,
-    }
-    with ExitStack() as stack:
-        for name, answer in answers.items():
-            stack.enter_context(mock.patch.object(torch.accelerator, name, return_value=answer))
-        yield
 
 
 class Batch:
