@@ -293,6 +293,37 @@ def test_memory_is_the_sum_of_the_workers(live: World) -> None:
         wait_for(close, name)
 
 
+def test_what_a_rank_may_use_and_uses_is_what_the_snapshot_says(live: World) -> None:
+    def process() -> dict[str, float]:
+        found: dict[str, float] = live.rank("vision", "0")["process"]
+        return found
+
+    def share(used: str, limit: str) -> Callable[[], float]:
+        return lambda: process()[used] / process()[limit]
+
+    settled(
+        live, "dlmon-run//dev/shm in use/A", share("shm_used_bytes", "shm_size_bytes"), rank="0"
+    )
+    settled(live, "dlmon-run/File descriptors in use/A", share("open_fds", "max_fds"), rank="0")
+    granted = sum(
+        rank["process"]["cpus"] for rank in live.snapshot()["ranks"] if rank["run"] == "vision"
+    )
+    assert value(live, "dlmon-run/CPUs used, against those granted/C") == granted
+
+
+def test_the_agent_is_what_it_says_of_itself(live: World) -> None:
+    settled(live, "dlmon-node/Segments read/A", lambda: float(live.snapshot()["segments"]))
+    assert value(live, "dlmon-node/Agents/A") == 1
+    assert value(live, "dlmon-cluster/Nodes/A") == 1
+    query = find("dlmon-node/Versions/A")
+    (shown,) = answer(live, query, chosen(query, "vision"))
+    assert shown["metric"]["version"] == live.snapshot()["agent"]["version"]
+    refused = find("dlmon-node/What agents could not show/B")
+    reasons = {one["metric"]["reason"] for one in answer(live, refused, chosen(refused, "vision"))}
+    said = {reason for reason, count in live.snapshot()["refused_total"].items() if count}
+    assert reasons == said == {"bounds"}
+
+
 def test_states_and_phases_are_numbers_that_have_a_name(live: World) -> None:
     for name, title in (
         ("dlmon-loader/What each worker does/A", "What each worker does"),

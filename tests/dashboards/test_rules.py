@@ -21,6 +21,8 @@ import yaml
 
 from dlmon.catalog import METRICS, Kind
 from dlmon.gen.dashboards import palette
+from dlmon.gen.dashboards.promql import hours, worst
+from dlmon.gen.rules import recording, speed
 from dlmon.gen.rules.recording import RECORDINGS
 from dlmon.observe.snapshot import WorkerState
 from dlmon.segment.layout import Phase
@@ -242,6 +244,12 @@ def test_every_state_has_its_name_and_a_colour_of_its_own(title: str, enumeratio
     assert len({found["color"] for found in mapping.values()}) == len(enumeration)
 
 
+def test_a_wait_ratio_is_red_from_where_its_alert_begins() -> None:
+    begins = re.search(r"ratio_rate5m > ([\d.]+)", speed.LOADER_STARVED.expression)
+    assert begins
+    assert palette.WAIT_RATIO[-1] == (float(begins[1]), palette.BAD)
+
+
 def test_phases_in_graphs_have_the_colours_of_the_timeline() -> None:
     assert {phase.name.lower(): palette.PHASES[phase] for phase in Phase} == palette.PHASE_COLOURS
 
@@ -329,7 +337,7 @@ def test_every_dashboard_links_to_the_others_with_all_that_is_chosen(board: Json
 
 def known() -> set[str]:
     """Every name that there can be."""
-    found = PROMETHEUS | {recording.name for recording in RECORDINGS}
+    found = PROMETHEUS | {rule.name for rule in RECORDINGS}
     for metric in METRICS:
         found.add(metric.name)
         if metric.kind is Kind.HISTOGRAM:
@@ -348,8 +356,8 @@ def test_a_query_asks_for_metrics_that_exist_and_hides_no_absence(query: Query) 
 
 def test_every_metric_is_shown_somewhere() -> None:
     used = set().union(*(names(query.expr) for query in queries()))
-    for recording in RECORDINGS:
-        used |= names(recording.expression)
+    for rule in RECORDINGS:
+        used |= names(rule.expression)
     missing = {
         metric.name
         for metric in METRICS
@@ -397,6 +405,68 @@ def test_every_query_is_promql(promtool: Path, tmp_path: Path) -> None:
     )
     assert checked.returncode == 0, checked.stderr
     assert f"{len(rules)} rules found" in checked.stdout
+
+
+def test_hours_are_summed_for_as_long_as_there_was_something(
+    promtool: Path, tmp_path: Path
+) -> None:
+    """Two GPUs wasted for half an hour of an hour are one GPU-hour, at whatever scrape interval."""
+    series = f'{recording.RUN_GPU_WASTED.name}{{run="a"}}'
+    expr = substituted(hours(series))
+    test = {
+        "evaluation_interval": "15s",
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": [{"series": series, "values": "_x60 2x119 stale _x60"}],
+                "promql_expr_test": [
+                    {
+                        "expr": f"round({expr}, 0.01)",
+                        "eval_time": "1h",
+                        "exp_samples": [{"labels": '{run="a"}', "value": 1}],
+                    }
+                ],
+            }
+        ],
+    }
+    unit(promtool, tmp_path, test)
+
+
+def test_the_worst_are_chosen_once_for_the_whole_range(promtool: Path, tmp_path: Path) -> None:
+    """A line is there for the whole range, also where others were above it for a while."""
+    name = recording.RUN_WAIT_RATIO.name
+    expr = substituted(worst(1, name)).replace("@ end()", "@ 3600")
+    test = {
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": [
+                    {"series": f'{name}{{run="early"}}', "values": "0.9x10 0.1x60"},
+                    {"series": f'{name}{{run="long"}}', "values": "0.5x70"},
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": expr,
+                        "eval_time": moment,
+                        "exp_samples": [{"labels": f'{name}{{run="long"}}', "value": 0.5}],
+                    }
+                    for moment in ("5m", "1h")
+                ],
+            }
+        ],
+    }
+    unit(promtool, tmp_path, test)
+
+
+def unit(promtool: Path, folder: Path, test: Json) -> None:
+    """Run a unit test of promtool's."""
+    file = folder / "test.yml"
+    file.write_text(yaml.safe_dump(test))
+    done = subprocess.run(
+        [promtool, "test", "rules", file], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_files_are_json_that_ends_with_a_line() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dlmon.analysis.room import NEARLY
 from dlmon.observe.snapshot import WorkerState
 from dlmon.segment.layout import Phase
 
@@ -43,8 +44,8 @@ PHASE_COLOURS = {phase.name.lower(): colour for phase, colour in PHASES.items()}
 WAIT_RATIO = ((None, GOOD), (0.1, NOTICE), (0.25, WAIT), (0.5, BAD))
 """A wait ratio: a tenth is worth a look, half of the time is bad."""
 
-FULLNESS = ((None, GOOD), (0.8, NOTICE), (0.9, BAD))
-"""The used part of something limited: memory, /dev/shm, file descriptors."""
+FULLNESS = ((None, GOOD), (NEARLY - 0.1, NOTICE), (NEARLY, BAD))
+"""The used part of something limited, memory, /dev/shm or file descriptors, as findings see it."""
 
 QUEUE_FILL = ((None, BAD), (0.1, WAIT), (0.25, NOTICE), (0.5, GOOD))
 """The ready part of the prefetch queue; empty is bad."""
