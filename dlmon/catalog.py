@@ -708,7 +708,7 @@ AGENT_SEGMENTS_REFUSED = Metric(
     Kind.COUNTER,
     Unit.COUNT,
     ("reason",),
-    "Files that were not read as segments, counted at every look, by reason.",
+    "Files that were not read as segments, each counted once, by reason.",
     values=SegmentError.REASONS,
 )
 AGENT_STALE_READS = Metric(

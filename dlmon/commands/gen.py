@@ -1,4 +1,4 @@
-"""Regenerate the files that come from code: documents, and rules for Prometheus.
+"""Regenerate what comes from code: documents, rules for Prometheus, dashboards for Grafana.
 
 Works in a source checkout. With --check nothing is written: what differs is listed, and the exit
 status is 1 if anything does.
@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from dlmon.agent.config import SETTINGS
-from dlmon.gen import configuration, findings, metrics, segment, torch_versions
+from dlmon.gen import configuration, dashboards, findings, metrics, segment, torch_versions
 from dlmon.gen.files import differing, source_root, write
 from dlmon.gen.rules import document as alerts
 from dlmon.gen.rules import files as rules
@@ -34,6 +34,7 @@ def documents() -> dict[str, str]:
         "docs/alerts.md": alerts.render(),
         "deploy/prometheus/rules/dlmon-recording.yml": rules.recording_rules(),
         "deploy/prometheus/rules/dlmon-alerts.yml": rules.alert_rules(),
+        **dashboards.render(),
     }
 
 

@@ -18,7 +18,7 @@ from dlmon.agent.config import SETTINGS, Config, load
 from dlmon.catalog import METRICS
 from dlmon.commands.gen import documents
 from dlmon.errors import UsageError
-from dlmon.gen import configuration, metrics, segment
+from dlmon.gen import configuration, dashboards, metrics, segment
 from dlmon.gen.files import differing, source_root, write
 from dlmon.gen.markdown import table
 from dlmon.segment import layout
@@ -52,7 +52,9 @@ def test_what_is_committed_is_what_would_be_generated() -> None:
 
 
 def test_documents_say_that_they_are_generated_and_from_what() -> None:
-    for text in documents().values():
+    for path, text in documents().items():
+        if path.endswith(".json"):  # has no comments; Grafana does not let them be edited
+            continue
         source = re.match(r"(?:<!--|#) Made by `dlmon gen` from (\S+)\. ", text)
         assert source
         assert (ROOT / source[1]).is_file()
@@ -142,7 +144,7 @@ def test_a_cell_cannot_leave_its_cell() -> None:
 def copy_of_the_source(folder: Path) -> Path:
     """A source checkout of its own, to write into."""
     shutil.copytree(ROOT / "dlmon", folder / "dlmon", ignore=shutil.ignore_patterns("__pycache__"))
-    for made in ("docs", "deploy"):
+    for made in ("dashboards", "deploy", "docs"):
         shutil.copytree(ROOT / made, folder / made)
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
@@ -181,6 +183,16 @@ def test_elsewhere_than_in_a_checkout_it_says_what_to_do(tmp_path: Path) -> None
     (line,) = refused.stderr.splitlines()
     assert line.startswith(f"dlmon gen: {tmp_path} is no source checkout of dlmon")
     assert "clone the repository" in line
+
+
+def test_without_grafanalib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("dlmon.gen.dashboards.")]:
+        monkeypatch.delitem(sys.modules, name)
+        # The package keeps its modules as attributes, too.
+        monkeypatch.delattr(dashboards, name.rpartition(".")[2], raising=False)
+    monkeypatch.setitem(sys.modules, "grafanalib", None)
+    with pytest.raises(UsageError, match=r"grafanalib.*pip install -e '\.\[dev\]'"):
+        documents()
 
 
 def test_the_root_is_found_from_any_module() -> None:
