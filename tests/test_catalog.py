@@ -129,7 +129,9 @@ def written_names(directory: Path) -> set[str]:
         if path != Path(catalog.__file__)
         for text in written_strings(path)
         for name in re.findall(
-            r"dlmon_(?:rank|loader|worker|shim|agent|gpu|unobserved)_[a-z_]+", text
+            # after a colon: a recording rule's
+            r"(?<!:)dlmon_(?:rank|loader|worker|shim|agent|gpu|unobserved)_[a-z_]+",
+            text,
         )
     }
 

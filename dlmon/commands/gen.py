@@ -1,4 +1,4 @@
-"""Regenerate the documents that come from code: metrics, segment, configuration, torch's names.
+"""Regenerate the files that come from code: documents, and rules for Prometheus.
 
 Works in a source checkout. With --check nothing is written: what differs is listed, and the exit
 status is 1 if anything does.
@@ -12,6 +12,7 @@ from pathlib import Path
 from dlmon.agent.config import SETTINGS
 from dlmon.gen import configuration, findings, metrics, segment, torch_versions
 from dlmon.gen.files import differing, source_root, write
+from dlmon.gen.rules import files as rules
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,7 @@ def documents() -> dict[str, str]:
         "docs/segment.md": segment.render(),
         "docs/configuration.md": configuration.render(SETTINGS),
         "docs/torch-versions.md": torch_versions.render(),
+        "deploy/prometheus/rules/dlmon-recording.yml": rules.recording_rules(),
     }
 
 

@@ -53,7 +53,7 @@ def test_what_is_committed_is_what_would_be_generated() -> None:
 
 def test_documents_say_that_they_are_generated_and_from_what() -> None:
     for text in documents().values():
-        source = re.match(r"<!-- Made by `dlmon gen` from (\S+)\. ", text)
+        source = re.match(r"(?:<!--|#) Made by `dlmon gen` from (\S+)\. ", text)
         assert source
         assert (ROOT / source[1]).is_file()
         assert text.endswith("\n")
@@ -142,7 +142,8 @@ def test_a_cell_cannot_leave_its_cell() -> None:
 def copy_of_the_source(folder: Path) -> Path:
     """A source checkout of its own, to write into."""
     shutil.copytree(ROOT / "dlmon", folder / "dlmon", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "docs", folder / "docs")
+    for made in ("docs", "deploy"):
+        shutil.copytree(ROOT / made, folder / made)
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
 

@@ -1,0 +1,1 @@
+"""Rules for Prometheus, as typed tables, and the files and documents made from them."""
