@@ -131,10 +131,11 @@ class Stack:
         for name in self._servers:
             if not self._wait_until_ready(name, addresses[name]):
                 return 1
+        amtool = f"{_shown(servers.program('amtool'))} alert"
         print(
-            f"\n  http://{addresses['prometheus'] + '/alerts':<27} Prometheus: the alert rules"
-            f"\n  http://{addresses['alertmanager'] + '/':<27} Alertmanager: what fires, by run"
-            f"\n  notifications are printed here\n",
+            f"\n  http://{addresses['prometheus']}/alerts    the alert rules and what each is at"
+            f"\n  {amtool} --alertmanager.url=http://{addresses['alertmanager']}    what fires"
+            "\n  what Alertmanager tells, by run, is printed here, lines beginning with [\n",
             flush=True,
         )
         self._demo = self._children.start(
@@ -188,6 +189,12 @@ class Stack:
 
     def _log(self, name: str) -> Path:
         return self._children.folder / f"{name}.log"
+
+
+def _shown(program: str) -> str:
+    """Return a program's path as one would type it here."""
+    path = Path(program)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else program
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+"""What is shipped in deploy/ is what the real servers accept, and hangs together."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, require_tool
+from tools.stack.configuration import Place, write
+
+DEPLOY = ROOT / "deploy"
+ALERTMANAGER = DEPLOY / "alertmanager" / "alertmanager.yml"
+PLACE = Place(agents=["127.0.0.1:1"], alertmanager="127.0.0.1:2")
+
+
+def check(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def test_prometheus_accepts_its_configuration_and_rules(promtool: Path) -> None:
+    said = check(promtool, "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
+    assert "rule files found" in said
+
+
+def test_alertmanager_accepts_its_configuration() -> None:
+    check(require_tool("amtool"), "check-config", ALERTMANAGER)
+
+
+def test_the_receivers_that_are_shown_as_examples_are_accepted(tmp_path: Path) -> None:
+    write(tmp_path, PLACE)
+    config = tmp_path / "alertmanager" / "alertmanager.yml"
+    text = config.read_text()
+    example = re.search(r"(?m)^#   - name: default\n(#    .*\n)+", text)
+    assert example
+    shown = re.sub(r"(?m)^# ", "", example[0])
+    config.write_text(text.replace("receivers:\n  - name: default\n", "receivers:\n" + shown))
+    assert set(read(config)["receivers"][0]) > {"webhook_configs", "slack_configs"}
+    check(require_tool("amtool"), "check-config", config)
+
+
+def test_a_notification_says_what_where_and_what_to_do(tmp_path: Path) -> None:
+    alert = {
+        "status": "firing",
+        "labels": {"alertname": "DlmonSomething", "run": "r1", "severity": "critical"},
+        "annotations": {
+            "summary": "Worker 3 hangs.",
+            "description": "Since 70 s.",
+            "runbook_url": "https://example.org/runbook",
+        },
+    }
+    data = tmp_path / "data.json"
+    data.write_text(
+        json.dumps(
+            {
+                "status": "firing",
+                "alerts": [alert, {**alert, "status": "resolved"}],
+                "commonLabels": alert["labels"],
+            }
+        )
+    )
+    templates = DEPLOY / "alertmanager" / "templates" / "*.tmpl"
+    render: list[str | Path] = [require_tool("amtool"), "template", "render"]
+    render += ["--template.glob", templates, "--template.data", data, "--template.text"]
+    title = check(*render, '{{ template "dlmon.title" . }}')
+    assert title.strip() == "r1: 1 firing, 1 resolved: DlmonSomething"
+    text = check(*render, '{{ template "dlmon.text" . }}')
+    for line in ("critical: Worker 3 hangs.", "resolved: Worker 3", "Since 70 s.", "example.org"):
+        assert line in text
+
+
+@pytest.mark.parametrize("faster", [1.0, 15.0])
+def test_a_copy_for_another_place_is_accepted(
+    promtool: Path, tmp_path: Path, faster: float
+) -> None:
+    prometheus, alertmanager = write(tmp_path, replace(PLACE, webhook="http://x/", faster=faster))
+    check(promtool, "check", "config", prometheus)
+    check(require_tool("amtool"), "check-config", alertmanager)
+    assert read(alertmanager)["receivers"][0]["webhook_configs"][0]["url"] == "http://x/"
+    assert read(tmp_path / "prometheus" / "targets" / "agents.yml") == [
+        {"targets": ["127.0.0.1:1"]}
+    ]
+
+
+def test_a_faster_copy_divides_every_duration(tmp_path: Path) -> None:
+    write(tmp_path, replace(PLACE, faster=15))
+    assert read(tmp_path / "prometheus" / "prometheus.yml")["global"] == {
+        "scrape_interval": "1000ms",
+        "scrape_timeout": "667ms",
+        "evaluation_interval": "1000ms",
+    }
+    for shipped in (DEPLOY / "prometheus" / "rules").glob("*.yml"):
+        text = (tmp_path / "prometheus" / "rules" / shipped.name).read_text()
+        assert re.findall(r"\[\d+[smhd]\]|\bfor: \d+[mhd]", text) == []
+        assert len(re.findall(r"\[\d+ms\]", text)) == len(
+            re.findall(r"\[\d+[smhd]\]", shipped.read_text())
+        )
+
+
+def test_the_same_copy_is_what_is_shipped(tmp_path: Path) -> None:
+    write(tmp_path, PLACE)
+    for shipped in DEPLOY.rglob("*.yml"):
+        path = shipped.relative_to(DEPLOY)
+        if path.parts[0] in ("prometheus", "alertmanager") and "targets" not in path.parts:
+            assert (tmp_path / path).read_text() == shipped.read_text()
