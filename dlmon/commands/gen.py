@@ -12,6 +12,7 @@ from pathlib import Path
 from dlmon.agent.config import SETTINGS
 from dlmon.gen import configuration, findings, metrics, segment, torch_versions
 from dlmon.gen.files import differing, source_root, write
+from dlmon.gen.rules import document as alerts
 from dlmon.gen.rules import files as rules
 
 
@@ -30,7 +31,9 @@ def documents() -> dict[str, str]:
         "docs/segment.md": segment.render(),
         "docs/configuration.md": configuration.render(SETTINGS),
         "docs/torch-versions.md": torch_versions.render(),
+        "docs/alerts.md": alerts.render(),
         "deploy/prometheus/rules/dlmon-recording.yml": rules.recording_rules(),
+        "deploy/prometheus/rules/dlmon-alerts.yml": rules.alert_rules(),
     }
 
 

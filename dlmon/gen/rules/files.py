@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import yaml
 
+from dlmon.gen.rules.alerts import ALERTS
+from dlmon.gen.rules.model import REPOSITORY, Alert
 from dlmon.gen.rules.recording import RECORDINGS
 
 NOTICE = "# Made by `dlmon gen` from {source}. Change that, not this.\n"
@@ -27,6 +29,25 @@ def recording_rules() -> str:
     """Return the file of recording rules."""
     rules = [{"record": rule.name, "expr": rule.expression} for rule in RECORDINGS]
     return _file("dlmon/gen/rules/recording.py", "dlmon-recording", rules)
+
+
+def alert_rules() -> str:
+    """Return the file of alerts."""
+    return _file("dlmon/gen/rules/alerts.py", "dlmon-alerts", map(_alert, ALERTS))
+
+
+def _alert(alert: Alert) -> Mapping[str, object]:
+    return {
+        "alert": alert.name,
+        "expr": alert.expression,
+        "for": alert.lasting,
+        "labels": {"severity": alert.severity.value, "scope": alert.scope.value},
+        "annotations": {
+            "summary": alert.summary,
+            "description": alert.description,
+            "runbook_url": REPOSITORY + alert.runbook,
+        },
+    }
 
 
 def _file(source: str, group: str, rules: Iterable[Mapping[str, object]]) -> str:

@@ -1,0 +1,126 @@
+"""Alerts about who died, and who was left behind."""
+
+from __future__ import annotations
+
+from dlmon import catalog
+from dlmon.catalog import LOADER_LABELS, RANK_LABELS, WORKER_LABELS
+from dlmon.gen.rules.model import (
+    HOLD_SECONDS,
+    INSTANCE,
+    LAST_BATCH_OF_RANK,
+    MAYBE_WORKER,
+    ON,
+    RUN_AND_RANK,
+    Alert,
+    Scope,
+    Severity,
+    asked,
+    found,
+    kept,
+    passed_on,
+)
+from dlmon.gen.rules.promql import aggregated
+
+_HELD = (
+    "A death is an event: told at once, and for five minutes at least, so that Alertmanager sends"
+    " it also if the job goes on, or was over after three seconds."
+)
+_KEPT = "1h"
+"""As long as the agent by default keeps the dead (`keep.dead_seconds`)."""
+
+_RANKS = (INSTANCE, *RANK_LABELS)
+_LOADERS = (INSTANCE, *LOADER_LABELS)
+_WORKERS = (INSTANCE, *WORKER_LABELS)
+_ORPHANS = asked(
+    f"max({catalog.RANK_ORPHAN_WORKERS.name}{{run=%q,rank=%q}})", RANK_LABELS, "humanize"
+)
+
+
+def _worker_died() -> str:
+    """Return the expression: found by the agent, with the reason where the counters tell one.
+
+    Counters of a job that is over are gone within seconds, the finding stays. The time of the last
+    abnormal exit is in the segment: it tells of deaths that no agent was there to see.
+    """
+    dead = found(("worker_died",), _WORKERS, held=True)
+    exits = f"{catalog.LOADER_WORKER_EXITS.name}{{reason%s}}[{_KEPT}]"
+    telling, vague = (
+        aggregated("max", (*_LOADERS, "reason"), f"max_over_time({exits % matcher})")
+        for matcher in ('!~"normal|sigterm|lost"', '=~"sigterm|lost"')
+    )
+    on = ", ".join(_LOADERS)
+    unseen = aggregated("max", _LOADERS, f"time() - {catalog.LOADER_LAST_ABNORMAL_EXIT.name}")
+    return (
+        f"{dead}\n* on ({on}) group_left (reason)\n"
+        f"topk by ({on}) (1,\n  {telling} > 0\n  or on ({on})\n  {vague} > 0\n) ^ 0\n"
+        f"or on ({', '.join(_WORKERS)})\n{dead}\n"
+        f"or on ({on})\n{unseen} < {HOLD_SECONDS}"
+    )
+
+
+WORKER_DIED = Alert(
+    name="DlmonWorkerDied",
+    severity=Severity.CRITICAL,
+    scope=Scope.WORKER,
+    labels=(*_WORKERS, "reason"),
+    expression=kept("DlmonWorkerDied", (*_WORKERS, "reason"), _worker_died()),
+    lasting="0s",
+    why=f"{_HELD} The reason is the one that its loader's exits have most of in the last hour,"
+    " sigterm and lost only where there is no other.",
+    meaning="A worker ended in another way than in order; torch raises in the loop.",
+    summary=f"Died: {MAYBE_WORKER}{{{{ with $labels.reason }}}} ({{{{ . }}}}){{{{ end }}}}",
+    description=(
+        f"{ON}, {MAYBE_WORKER} died. Reason:"
+        " {{ with $labels.reason }}{{ . }}{{ else }}not known{{ end }}; when: "
+        + asked(
+            f"max(time() - {catalog.LOADER_LAST_ABNORMAL_EXIT.name}{{run=%q,rank=%q,loader=%q}})",
+            LOADER_LABELS,
+            "humanizeDuration",
+            " ago",
+        )
+        + ". The job most likely has ended with it."
+    ),
+    findings=("worker_died",),
+    silenced_by=("DlmonRankDied",),
+)
+RANK_DIED = Alert(
+    name="DlmonRankDied",
+    severity=Severity.CRITICAL,
+    scope=Scope.RANK,
+    labels=_RANKS,
+    expression=passed_on("DlmonRankDied", _RANKS, ("rank_died",), held=True),
+    lasting="0s",
+    why=f"{_HELD} It ends an hour later (`keep.dead_seconds`), or with another process of this run"
+    " and rank.",
+    meaning="A training process ended without saying goodbye: it was killed, or crashed.",
+    summary=f"Died: {RUN_AND_RANK}",
+    description=(
+        f"{ON}, {RUN_AND_RANK} died without saying goodbye. Its last batch: {LAST_BATCH_OF_RANK};"
+        f" workers it has left behind: {_ORPHANS}."
+    ),
+    findings=("rank_died",),
+)
+ORPHAN_WORKERS = Alert(
+    name="DlmonOrphanWorkers",
+    severity=Severity.WARNING,
+    scope=Scope.RANK,
+    labels=_RANKS,
+    expression=passed_on("DlmonOrphanWorkers", _RANKS, ("orphan_workers",)),
+    lasting="1m",
+    why="Most workers notice within 5 s that their rank is gone; the agent waits 10 s, and a minute"
+    " is for those of a forkserver.",
+    meaning="Workers live on although their training process is dead; they hold memory.",
+    summary=f"Orphan workers of {RUN_AND_RANK}",
+    description=(
+        f"{ON}, workers of {RUN_AND_RANK} live on without their training process: {_ORPHANS}. They"
+        " hold (RSS): "
+        + asked(
+            f"sum({catalog.WORKER_RESIDENT_MEMORY.name}{{run=%q,rank=%q}})",
+            RANK_LABELS,
+            "humanize1024",
+            "B",
+        )
+        + "."
+    ),
+    findings=("orphan_workers",),
+)
