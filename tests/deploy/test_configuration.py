@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dlmon.gen.rules.alerts import ALERTS
+from dlmon.gen.rules.model import Alert, Scope
 from tests.conftest import ROOT, require_tool
 from tools.stack.configuration import Place, write
 
@@ -115,3 +117,34 @@ def test_the_same_copy_is_what_is_shipped(tmp_path: Path) -> None:
         path = shipped.relative_to(DEPLOY)
         if path.parts[0] in ("prometheus", "alertmanager") and "targets" not in path.parts:
             assert (tmp_path / path).read_text() == shipped.read_text()
+
+
+def matches(alertname: str, matchers: list[str]) -> bool:
+    (matcher,) = matchers
+    found = re.fullmatch(r'alertname=(~?)"(.+)"', matcher)
+    assert found, matcher
+    pattern = found[2] if found[1] else re.escape(found[2])
+    return re.fullmatch(pattern, alertname) is not None
+
+
+def test_what_is_silenced_by_what_is_as_the_alerts_say() -> None:
+    def equal(alert: Alert, louder: str) -> tuple[str, ...]:
+        if alert.scope is Scope.AGENT:
+            return ("instance",)
+        return ("run",) if louder == "DlmonMemoryLimitSoon" else ("run", "rank")
+
+    wanted = {
+        (louder, alert.name, equal(alert, louder))
+        for alert in ALERTS
+        for louder in alert.silenced_by
+    }
+    names = [alert.name for alert in ALERTS]
+    configured = [
+        (louder, name, tuple(rule["equal"]))
+        for rule in read(ALERTMANAGER)["inhibit_rules"]
+        for louder in names
+        if matches(louder, rule["source_matchers"])
+        for name in names
+        if matches(name, rule["target_matchers"])
+    ]
+    assert sorted(configured) == sorted(wanted)

@@ -21,6 +21,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 60
 _PART = re.compile(r"(\d+)(ms|[smhdw])")
 _DURATION = re.compile(rf"(?:{_PART.pattern})+")
 _WINDOW = re.compile(r"(?<=\[)[0-9a-z]+(?=[\]:])|(?<=:)[0-9a-z]+(?=\])|(?<=offset )[0-9a-z]+")
+_AGE = re.compile(r"(time\(\) - [\w:]+\)? [<>] )(\d+)")
 _PROMETHEUS_KEYS = frozenset({"scrape_interval", "scrape_timeout", "evaluation_interval"})
 _RULE_KEYS = frozenset({"interval", "for", "keep_firing_for"})
 _ALERTMANAGER_KEYS = frozenset({"group_wait", "group_interval", "repeat_interval"})
@@ -34,8 +35,8 @@ class Place:
         agents: `host:port` of each agent.
         alertmanager: `host:port` of Alertmanager.
         webhook: A URL that receiver `default` is to tell, None for nobody.
-        faster: Every duration is divided by this: intervals, windows, `for` and how long
-            Alertmanager waits. 1 leaves all as it is shipped.
+        faster: Every duration is divided by this: intervals, windows, `for`, ages compared with
+            `time() - …`, and how long Alertmanager waits. 1 leaves all as it is shipped.
     """
 
     agents: Sequence[str]
@@ -90,7 +91,8 @@ def _divided(key: str, value: Any, keys: frozenset[str], faster: float) -> Any:
     if key in keys:
         return _shorter(value, faster)
     if key == "expr":
-        return _WINDOW.sub(lambda found: _shorter(found[0], faster), value)
+        windows = _WINDOW.sub(lambda found: _shorter(found[0], faster), value)
+        return _AGE.sub(lambda found: f"{found[1]}{int(found[2]) / faster:g}", windows)
     return _hasten(value, keys, faster)
 
 
