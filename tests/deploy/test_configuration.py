@@ -22,6 +22,15 @@ ALERTMANAGER = DEPLOY / "alertmanager" / "alertmanager.yml"
 PLACE = Place(agents=["127.0.0.1:1"], alertmanager="127.0.0.1:2")
 
 
+WINDOW = re.compile(r"(?:\[|offset )(\d+[a-z]+)")
+UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+
+
+def milliseconds(duration: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)([a-z]+)", duration).groups()  # type: ignore[union-attr]
+    return int(number) * UNITS[unit]
+
+
 def check(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -103,12 +112,24 @@ def test_a_faster_copy_divides_every_duration(tmp_path: Path) -> None:
         "scrape_timeout": "667ms",
         "evaluation_interval": "1000ms",
     }
-    for shipped in (DEPLOY / "prometheus" / "rules").glob("*.yml"):
-        text = (tmp_path / "prometheus" / "rules" / shipped.name).read_text()
-        assert re.findall(r"\[\d+[smhd]\]|\bfor: \d+[mhd]", text) == []
-        assert len(re.findall(r"\[\d+ms\]", text)) == len(
-            re.findall(r"\[\d+[smhd]\]", shipped.read_text())
+    compared = 0
+    for name in ("dlmon-recording.yml", "dlmon-alerts.yml"):
+        there, here = (
+            [rule for group in read(rules / name)["groups"] for rule in group["rules"]]
+            for rules in (DEPLOY / "prometheus" / "rules", tmp_path / "prometheus" / "rules")
         )
+        for slow, fast in zip(there, here, strict=True):
+            assert milliseconds(fast.get("for", "0s")) * 15 == milliseconds(slow.get("for", "0s"))
+            before, after = (WINDOW.findall(rule["expr"]) for rule in (slow, fast))
+            assert [milliseconds(w) * 15 for w in after] == [milliseconds(w) for w in before]
+            compared += len(before)
+    assert compared > 20
+
+
+def test_a_faster_copy_divides_ages_that_are_compared(tmp_path: Path) -> None:
+    write(tmp_path, replace(PLACE, faster=15))
+    alerts = (tmp_path / "prometheus" / "rules" / "dlmon-alerts.yml").read_text()
+    assert "(time() - dlmon_loader_last_abnormal_exit_timestamp_seconds) < 20" in alerts
 
 
 def test_the_same_copy_is_what_is_shipped(tmp_path: Path) -> None:
