@@ -114,7 +114,7 @@ STRAGGLER = Alert(
         )
         + "; the median rank of its run: "
         + asked(f"{recording.RUN_WAIT_RATIO_MEDIAN.name}{{run=%q}}", ("run",), "humanizePercentage")
-        + ". That is {{ $value | humanizePercentage }} more."
+        + ". That is {{ $value | humanizePercentage }} of its time more."
     ),
     silenced_by=_STANDS_STILL,
 )
@@ -138,8 +138,8 @@ TIMEOUTS = Alert(
     meaning="A loader's `timeout=` expired; torch raises in the loop.",
     summary=f"Timed out: {LOADER}",
     description=(
-        f"{ON}, the timeout of {LOADER} has expired, {{{{ $value | humanize }}}} times in ten"
-        " minutes: no batch came in time."
+        f"{ON}, the timeout of {LOADER} has expired ({{{{ $value | humanize }}}} in ten minutes):"
+        " no batch came in time."
     ),
     silenced_by=("DlmonRankDied", "DlmonWorkerHung"),
 )
