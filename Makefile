@@ -25,6 +25,10 @@ help:  ## say what there is
 demo: $(INSTALLED)  ## train on real images and watch the loaders; nothing else needed
 	@exec $(BIN)/dlmon demo $(ARGS)
 
+.PHONY: stack
+stack: $(INSTALLED) tools  ## the demo with a real Prometheus and Alertmanager beside it
+	@exec $(BIN)/python -m tools.stack $(ARGS)
+
 .PHONY: test
 test: $(INSTALLED) tools  ## run the tests (not those marked slow)
 	@$(BIN)/python -m pytest $(ARGS)

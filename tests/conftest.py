@@ -44,8 +44,9 @@ def strict_shim(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def require_tool(name: str) -> Path:
     """Return the path of a program; skip the test where there is none, or fail it in CI."""
-    own = TOOLS / name
-    found = str(own) if own.exists() else shutil.which(name)
+    places = (TOOLS, Path(sys.executable).parent)  # from a package of Debian's, from a wheel
+    own = [place / name for place in places if (place / name).exists()]
+    found = own[0] if own else shutil.which(name)
     if found is not None:
         return Path(found)
     reason = f"{name} is not installed: `make tools` says why"

@@ -22,6 +22,7 @@ from dlmon.observe.containers import Containers
 from dlmon.observe.gpus import Gpus
 from dlmon.observe.memory import Scanner
 from dlmon.observe.observer import Observer
+from dlmon.observe.shm import SharedMemory
 from dlmon.observe.snapshot import Snapshot
 from dlmon.observe.unobserved import Finder
 
@@ -37,6 +38,7 @@ class _Eyes:
     gpus: Gpus
     finder: Finder
     containers: Containers
+    shm: SharedMemory
 
     def observe(self) -> Snapshot:
         return self.observer.observe()
@@ -45,6 +47,7 @@ class _Eyes:
         self.gpus.close()
         self.finder.close()
         self.containers.close()
+        self.shm.close()
         self.observer.close()
 
 
@@ -62,7 +65,7 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     interval, budget = config.memory.pss_interval_seconds, config.memory.pss_cpu_budget_ratio
     unobserved = budget * _UNOBSERVED_SHARE
     finder = Finder(scanner=Scanner(interval, unobserved))
-    containers = Containers(config.dirs)
+    containers, shm = Containers(config.dirs), SharedMemory()
     observer = Observer(
         config.dirs,
         dead_seconds=config.keep.dead_seconds,
@@ -72,6 +75,7 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
         unobserved=finder.now,
         scanner=Scanner(interval, budget - unobserved),
         containers=containers.now,
+        shm=shm.seen_by,
     )
     history = History(config.keep.history_seconds, config.interval_seconds)
     directory = config.keep.evidence_dir
@@ -80,7 +84,7 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     hangs = Hangs()
     # What adds to the snapshot comes before the history, which comes before who asks it.
     watchers = (*_judges(config, hangs), history, deaths)
-    eyes = _Eyes(observer, gpus, finder, containers)
+    eyes = _Eyes(observer, gpus, finder, containers, shm)
     sights = (containers.say, gpus.say) if node else (gpus.say,)
     agent = Daemon(config, eyes, watchers, hangs, sights, _routes(history, deaths))
     gpus.start()

@@ -45,7 +45,6 @@ def main(directory: str, address: str, lock_fd: int, report_fd: int) -> int:
     lock.tell(daemon.address)
     _report(report_fd, f"{AT} {daemon.address}")
     stay = _Stay(lock, daemon.address)
-    daemon.freeze()
     try:
         daemon.run(stay.is_over)
     finally:

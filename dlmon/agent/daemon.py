@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import os
@@ -123,15 +122,6 @@ class Daemon:
             signal.set_wakeup_fd(wake_before)
             os.close(wake)
             os.close(woken)
-
-    @staticmethod
-    def freeze() -> None:
-        """Take what was made until now for permanent: a process that is nothing but an agent may.
-
-        Else the garbage collector walks all that was imported, again and again.
-        """
-        gc.collect()
-        gc.freeze()
 
     def _start_server(self) -> None:
         """Start the server's threads with the signals blocked, which they inherit.

@@ -65,7 +65,6 @@ def main(args: argparse.Namespace) -> int:
 
     try:
         locks.take()
-        daemon.freeze()
         daemon.run(is_over)
     finally:
         locks.release()

@@ -18,7 +18,8 @@ A narrow terminal shows fewer columns; a pipe gets all of them. Ranks that ended
 Below it, in one line: DataLoader workers of which no segment tells, by script (not with --dir).
 
 Reading USS holds up what a worker maps meanwhile: 14 ms per GB, as at each scan of an agent. After
-half a second of it the rest is not read; what is not known is a dash, and null with --json.
+half a second of it the rest is not read; what is not known is a dash, and null with --json, which
+has no line about workers that are not observed: an agent's /api/v1/snapshot lists them.
 
 With --dead: who died, rank or worker, of what, how long ago, and what it was doing, as an agent of
 this node remembers it, and without one as the segments still tell.
@@ -119,9 +120,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     _looking.add_options(
         parser,
-        "print a JSON object: `loaders` with an object per rank and loader, `gpus` and "
-        "`unobserved`; with --dead an array, an object per death: times in seconds, sizes in "
-        "bytes, ratios 0 to 1, null for what is not known",
+        "print a JSON array, an object per rank and loader, or with --dead per death: times in "
+        "seconds, sizes in bytes, ratios 0 to 1, null for what is not known",
     )
 
 
@@ -138,7 +138,7 @@ def main(args: argparse.Namespace) -> int:
         _list_dead(directories, snapshot, as_json=args.json)
     else:
         # Who is observed elsewhere would seem not to be.
-        snapshot = _looking.observe_all(directories, unobserved=not args.dir)
+        snapshot = _looking.observe_all(directories, unobserved=not (args.dir or args.json))
         _list(directories, snapshot, as_json=args.json)
     if snapshot.refused:
         _say(_refused(snapshot.refused))
@@ -187,18 +187,13 @@ def rows(snapshot: Snapshot) -> Iterator[Row]:
             yield Row(rank, loader, superseded, gpus, memory)
 
 
-def document(snapshot: Snapshot) -> dict[str, object]:
-    """Return all there is as JSON has it; keys are those of the agent's API where it has the same.
+def document(snapshot: Snapshot) -> list[dict[str, object]]:
+    """Return `rows` as JSON has them; keys are those of the agent's API where it has the same.
 
     Args:
         snapshot: What there is.
     """
-    return {
-        "time": snapshot.time,
-        "loaders": [_plain(row) for row in rows(snapshot)],
-        "gpus": api.plain(snapshot.gpus),
-        "unobserved": api.plain(snapshot.unobserved),
-    }
+    return [_plain(row) for row in rows(snapshot)]
 
 
 def others(unobserved: Sequence[Unobserved]) -> str:
@@ -248,7 +243,7 @@ def _plain(row: Row) -> dict[str, object]:
         "workers": api.plain([replace(worker, copied_bytes=None) for worker in loader.workers]),
         "process": api.plain(rank.process),
         "cgroup_memory": api.plain(row.memory) if row.memory else None,
-        "gpus": list(rank.gpus),
+        "gpus": api.plain(row.gpus),
     }
 
 

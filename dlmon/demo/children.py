@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,6 +63,15 @@ class Children:
         Args:
             module: Name of a module.
             arguments: Its arguments.
+            log: As for `run`.
+        """
+        return self.run([sys.executable, "-m", module, *arguments], log=log)
+
+    def run(self, command: Sequence[str], log: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start a program.
+
+        Args:
+            command: The program and its arguments.
             log: A file for what it prints; by default it prints where this process does.
         """
         environment = {
@@ -73,7 +83,7 @@ class Children:
         output = log.open("wb") if log is not None else None
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if output is not None else None,

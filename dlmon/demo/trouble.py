@@ -6,6 +6,7 @@ import abc
 import os
 import signal
 import time
+from contextlib import suppress
 from ctypes import c_longlong
 from pathlib import Path
 from typing import ClassVar
@@ -65,7 +66,8 @@ class Hang(Trouble):
     def __init__(self, epoch: c_longlong, after: int, workers: int, folder: Path) -> None:
         super().__init__(epoch, after, workers, folder)
         self._fifo = folder / "storage-that-never-answers"
-        os.mkfifo(self._fifo)
+        with suppress(FileExistsError):  # a container that is started again has it
+            os.mkfifo(self._fifo)
 
     def _strike(self, image: Image.Image) -> Image.Image:
         self._fifo.read_bytes()  # blocks in open(): nobody writes

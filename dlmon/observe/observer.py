@@ -18,6 +18,7 @@ from dlmon.observe.memory import Scanner
 from dlmon.observe.parts import NANOSECONDS, Clock, Part, Seen, text
 from dlmon.observe.retired import Retired
 from dlmon.observe.segments import Segments, Tracked
+from dlmon.observe.shm import Shm, seen_by
 from dlmon.observe.snapshot import (
     CgroupMemory,
     Gpu,
@@ -61,7 +62,7 @@ class Observer:
     are gone, and the last values of counters, so that none goes down by a read across moving slots.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all but one have defaults, and are only given by name
         self,
         dirs: Iterable[str],
         *,
@@ -72,6 +73,7 @@ class Observer:
         unobserved: Callable[[set[int]], tuple[Unobserved, ...]] = lambda _: (),
         scanner: Scanner | None = None,
         containers: Callable[[], tuple[Place, ...]] = tuple,
+        shm: Callable[[int], Shm | None] = seen_by,
     ) -> None:
         """Observe the segments in and below `dirs`.
 
@@ -84,6 +86,7 @@ class Observer:
             unobserved: Says at once which other workers are known, told who these are.
             scanner: Scans workers for PSS and USS; None for neither.
             containers: Says where further segments are.
+            shm: Says which /dev/shm a process sees; at once, if the observer must not wait.
         """
         self._segments = Segments(
             dirs,
@@ -101,6 +104,7 @@ class Observer:
         self._retired: Retired[Incarnation] = Retired()
         self._clamped = 0
         self._look_at_gpus = gpus
+        self._shm = shm
         self._unobserved = unobserved
         self._gpus: tuple[Gpu, ...] = ()
         self._endings = Endings()
@@ -202,7 +206,9 @@ class Observer:
 
     def _process(self, who: Incarnation, pid: int, group: Sequence[Tracked]) -> Process:
         """Look at a rank's process, and see whether its cgroup lets a scan of its workers end."""
-        process = processes.rank_process(pid)
+        process, shm = processes.rank_process(pid), self._shm(pid)
+        if shm is not None:
+            process = replace(process, shm_size_bytes=shm.size, shm_used_bytes=shm.used)
         throttled = process.cpu_throttled_seconds
         if throttled is not None:
             if throttled > self._throttled.get(who, throttled):

@@ -197,11 +197,14 @@ def open_fds(pid: int) -> int:
 
 
 def rank_process(pid: int) -> Process:
-    """Return what the operating system says of a rank; what may not be read is None."""
+    """Return what the operating system says of a rank; what may not be read is None.
+
+    The /dev/shm that it sees is for `dlmon.observe.shm` to say.
+    """
     seen = sample(pid)
     if seen is None:
         return Process()
-    fds = limit = affinity = shm = None
+    fds = limit = affinity = None
     with suppress(*UNREADABLE):
         process = psutil.Process(pid)
         affinity = len(process.cpu_affinity() or ()) or None
@@ -209,8 +212,6 @@ def rank_process(pid: int) -> Process:
     with suppress(OSError):
         if os.access(f"/proc/{pid}/fd", os.R_OK, effective_ids=True):
             fds = open_fds(pid)
-    with suppress(OSError):
-        shm = os.statvfs(f"/proc/{pid}/root/dev/shm")
     group = cgroups.of(pid)
     quota = group.cpu_quota()
     cpus = [float(c) for c in (affinity, quota) if c is not None]
@@ -222,8 +223,6 @@ def rank_process(pid: int) -> Process:
         cpus=min(cpus) if cpus else None,
         cpu_throttled_seconds=group.cpu_throttled_seconds(),
         cgroup=group.path,
-        shm_size_bytes=shm.f_blocks * shm.f_frsize if shm else None,
         shm_bytes=numbers(f"/proc/{pid}/status", "RssShmem").get("RssShmem"),
-        shm_used_bytes=(shm.f_blocks - shm.f_bfree) * shm.f_frsize if shm else None,
         state=seen.status,
     )

@@ -31,7 +31,7 @@ _HELD_BY_WORKERS = asked(
 _CGROUP = ("instance", "cgroup")
 _CGROUP_USES = (
     asked(f"max({_ANON}{{instance=%q,cgroup=%q}})", _CGROUP, "humanize1024", "B")
-    + " of "
+    + "; limit: "
     + asked(f"max({_LIMIT}{{instance=%q,cgroup=%q}})", _CGROUP, "humanize1024", "B")
 )
 
@@ -159,9 +159,9 @@ MEMORY_LIMIT_PREDICTED = Alert(
     meaning="A cgroup that goes on like this will reach its memory limit within four hours.",
     summary="Out of memory within four hours: run {{ $labels.run }}",
     description=(
-        f"{ON}, cgroup {{{{ $labels.cgroup }}}} of run {{{{ $labels.run }}}} uses {_CGROUP_USES}"
-        " (anonymous and shared), and will use {{ $value | humanizePercentage }} of it in four"
-        " hours if it goes on like this."
+        f"{ON}, cgroup {{{{ $labels.cgroup }}}} of run {{{{ $labels.run }}}} will need"
+        " {{ $value | humanizePercentage }} of its memory limit in four hours if it goes on like"
+        f" this. In use now, page cache not counted: {_CGROUP_USES}."
     ),
     silenced_by=("DlmonMemoryLimitSoon",),
 )
@@ -178,8 +178,8 @@ OOM_KILL = Alert(
     summary="OOM kill in a cgroup of run {{ $labels.run }}",
     description=(
         f"{ON}, the kernel killed processes of cgroup {{{{ $labels.cgroup }}}} of run"
-        " {{ $labels.run }} for lack of memory ({{ $value | humanize }} in ten minutes); it uses"
-        f" {_CGROUP_USES}."
+        " {{ $labels.run }} for lack of memory ({{ $value | humanize }} in ten minutes). In use"
+        f" now, page cache not counted: {_CGROUP_USES}."
     ),
 )
 SHM_NEARLY_FULL = Alert(

@@ -135,7 +135,9 @@ def asked(expression: str, labels: Sequence[str], shown: str, unit: str = "") ->
 RUN_AND_RANK = "rank {{ $labels.rank }} of run {{ $labels.run }}"
 LOADER = f"loader {{{{ $labels.loader }}}} of {RUN_AND_RANK}"
 WORKER = f"worker {{{{ $labels.worker }}}} of {LOADER}"
-MAYBE_WORKER = f"{{{{ with $labels.worker }}}}worker {{{{ . }}}} of {{{{ end }}}}{LOADER}"
+MAYBE_WORKER = (
+    "{{ with $labels.worker }}worker {{ . }}{{ else }}a worker{{ end }}" + f" of {LOADER}"
+)
 ON = "On {{ $labels.instance }}"
 FINDING = "{{ $labels.finding }}"
 

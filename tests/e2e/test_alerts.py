@@ -1,0 +1,215 @@
+"""From a fault in a real job to the notification of it, and to the one that it is over.
+
+The agent, Prometheus and Alertmanager are real, and so are configuration and rules: the shipped
+ones, with every duration divided by the same number.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.alerting import Told, stack
+from tests.e2e.hanging import Scene, source
+from tests.jobs import Job, JobStarter, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+CONFIG = """
+interval_seconds: 0.5
+web: {listen_address: "127.0.0.1:0"}
+metrics: {per_worker: @DETAIL@}
+hangs: {floor_seconds: 2, ceiling_seconds: 4}
+memory: {pss_interval_seconds: 1, pss_cpu_budget_ratio: 0.1}
+keep: {dead_seconds: 25}
+"""
+
+JOB = """
+    import os, signal, sys, time
+
+    import dlmon
+
+    FAULT = sys.argv[0].rpartition("/")[2].removesuffix(".py")
+    dlmon.instrument(run=FAULT, rank=0)
+
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+
+    class Samples(Dataset):
+        def __init__(self):
+            self.kept = []
+
+        def __len__(self):
+            return 400
+
+        def __getitem__(self, index):
+            time.sleep(0.01)
+            if FAULT == "leak" and len(self.kept) < 6000:
+                self.kept.append(bytearray(b"x") * 200_000)
+            return torch.tensor(index)
+
+
+    def main():
+        begun = time.monotonic()
+        train = DataLoader(Samples(), batch_size=10, num_workers=2, persistent_workers=True)
+        dlmon.name(train, "train")
+        while not os.path.exists(FAULT + ".end"):
+            try:
+                for _ in train:
+                    if FAULT == "short" and time.monotonic() - begun > 3:
+                        os.kill(os.getpid(), signal.SIGKILL)
+            except (RuntimeError, OSError, EOFError) as error:  # a worker was killed
+                print(error, flush=True)
+                train = dlmon.name(DataLoader(Samples(), batch_size=10, num_workers=2), "train")
+
+
+    if __name__ == "__main__":
+        main()
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is to be told of a fault, which is a run of its name.
+
+    Attributes:
+        alert: Its name.
+        severity: Its severity.
+        labels: More labels that it has.
+        text: A regular expression for its description.
+    """
+
+    alert: str
+    severity: str
+    labels: dict[str, str]
+    text: str
+
+
+FAULTS = {
+    "endless_read": Fault(
+        "DlmonWorkerHung",
+        "critical",
+        {"loader": "train", "worker": "0", "finding": "worker_stuck_in_fetch"},
+        r"worker 0 of loader train of rank 0 of run endless_read makes no progress",
+    ),
+    "alone": Fault(
+        "DlmonRankBlockedInNext",
+        "critical",
+        {"loader": "train", "finding": "rank_stuck_in_next"},
+        r"the loop over loader train of rank 0 of run alone waits in next\(\)",
+    ),
+    "killed": Fault(
+        "DlmonWorkerDied",
+        "critical",
+        {"loader": "train", "worker": "1", "reason": "sigkill"},
+        r"worker 1 of loader train of rank 0 of run killed died\. Reason: sigkill",
+    ),
+    "leak": Fault(
+        "DlmonWorkerMemoryLeak",
+        "warning",
+        {"loader": "train"},
+        r"loader train of rank 0 of run leak .*\d+(\.\d+)?[kMG]iB",
+    ),
+    "short": Fault(
+        "DlmonRankDied", "critical", {}, r"rank 0 of run short died without saying goodbye"
+    ),
+}
+FIRING_SECONDS = 120.0
+RESOLVED_SECONDS = 120.0
+
+
+class Story:
+    """What happens, and what is told of it.
+
+    Attributes:
+        told: All that was told.
+    """
+
+    def __init__(self, scene: Scene, jobs: dict[str, Job], told: Told) -> None:
+        self.told = told
+        self._scene = scene
+        self._jobs = jobs
+
+    def happen(self) -> None:
+        """Cause what does not happen by itself, and wait until all of it is told."""
+        wait_for(lambda: self._scene.batches("killed", 1) > 10, "batches")
+        os.kill(self._scene.workers("killed")[1]["pid"], signal.SIGKILL)
+        self._wait("firing", FIRING_SECONDS)
+
+    def end(self) -> None:
+        """Let all of it end, and wait until that is told."""
+        for run in ("endless_read", "alone"):
+            self._scene.go_on(run)
+        (self._scene.folder / "leak.end").touch()
+        self._jobs["leak"].finish()
+        self._wait("resolved", RESOLVED_SECONDS)
+
+    def _wait(self, status: str, deadline: float) -> None:
+        for run, fault in FAULTS.items():
+            one = functools.partial(lambda run, name: name in self.told.about(run, status))
+            said = functools.partial(one, run, fault.alert)
+            wait_for(said, f"{fault.alert} {status} of {run}", deadline=deadline)
+
+
+@pytest.fixture(scope="module", params=["full", "lean"])
+def story(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp(request.param)
+    segments = Path(tempfile.mkdtemp(prefix="dlt-", dir="/dev/shm"))
+    config = folder / "agent.yml"
+    config.write_text(CONFIG.replace("@DETAIL@", request.param))
+    starter = JobStarter(folder, segments)
+    try:
+        with stack(folder, "--config", str(config), "--dir", str(segments)) as (agent, told):
+            names = [run for run in FAULTS if run not in ("endless_read", "alone")]
+            jobs = {run: starter(JOB, name=f"{run}.py") for run in (*names, "healthy")}
+            starter(source(folder, "endless_read", "alone"))
+            story = Story(Scene(agent, folder, []), jobs, told)
+            story.happen()
+            story.end()
+            yield story
+    finally:
+        starter.close()
+        shutil.rmtree(segments, ignore_errors=True)
+
+
+@pytest.mark.parametrize("run", FAULTS)
+def test_the_notification_says_who_and_what(story: Story, run: str) -> None:
+    fault = FAULTS[run]
+    alert = story.told.about(run, "firing")[fault.alert]
+    labels: dict[str, Any] = alert["labels"]
+    assert labels["severity"] == fault.severity
+    assert labels["run"] == run
+    assert labels["rank"] == "0"
+    assert fault.labels.items() <= labels.items()
+    notes = alert["annotations"]
+    assert run in notes["summary"]
+    assert re.search(fault.text, notes["description"]), notes["description"]
+    assert not re.search(r"\?|not known|no value|error", notes["description"])
+    assert notes["runbook_url"].endswith(f"/docs/runbooks/{fault.alert}.md")
+
+
+@pytest.mark.parametrize("run", FAULTS)
+def test_that_it_is_over_is_told_too(story: Story, run: str) -> None:
+    assert FAULTS[run].alert in story.told.about(run, "resolved")
+
+
+@pytest.mark.parametrize("run", FAULTS)
+def test_nothing_else_is_told_of_it(story: Story, run: str) -> None:
+    assert set(story.told.about(run, "firing")) == {FAULTS[run].alert}
+
+
+def test_nothing_is_told_of_a_healthy_job_or_the_agent(story: Story) -> None:
+    assert story.told.runs() == set(FAULTS)
