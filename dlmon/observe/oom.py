@@ -40,7 +40,11 @@ class OomKills:
         """Know which cgroup a living process is in."""
         looks = self._looks[process] = self._looks.get(process, 0) + 1
         if looks <= _OFTEN or (looks + process[0]) % _SELDOM == 0:
-            found = _counters(process[0])
+            path = cgroups.of(process[0]).path
+            # With v1 whoever is ending is said to be in the root, where no limit kills anybody.
+            if path is None or (path == "/" and process in self._files):
+                return
+            found = _counters(path)
             if found:
                 self._files[process] = found
 
@@ -81,14 +85,13 @@ class OomKills:
             self._files.pop(gone, None)
 
 
-def _counters(pid: int) -> tuple[str, ...]:
-    """Return the files that count a process's OOM kills: its cgroup's, with v2 the parent's too.
+def _counters(path: str) -> tuple[str, ...]:
+    """Return the files that count OOM kills in a cgroup: its own, with v2 its parent's too.
 
     The runtime of a container removes its cgroup at once when all in it is dead; the parent's
     counter then has what its own had.
     """
-    path = cgroups.of(pid).path
-    if path is None or ".." in path.split("/"):
+    if ".." in path.split("/"):
         return ()
     for hierarchy in (f"{cgroups.ROOT}/memory", cgroups.ROOT):
         for directory in ((hierarchy + path).rstrip("/"), hierarchy):
