@@ -188,7 +188,8 @@ def of_rank(dead: Rank, last: Rank | None, memory: Memory) -> Death:
     if resident is not None:
         words.append(f"RSS {size(resident)}" + _growing(growth, resident))
     if dead.orphan_workers:
-        words.append(f"{dead.orphan_workers} of its workers live on")
+        live = "lives" if dead.orphan_workers == 1 else "live"
+        words.append(f"{dead.orphan_workers} of its workers {live} on")
     return Death(
         key=dead.key,
         kind="rank",

@@ -74,9 +74,9 @@ KINDS: tuple[Kind, ...] = (
         meaning=("A worker owes a batch and has not begun to fetch it."),
         signals=(
             "Tasks given and not done, no open fetch and no progress for longer than the hang "
-            "threshold: the worker is still starting, in `worker_init_fn`, or waits for its "
-            "queue. Known where tasks are given in turn: not for an IterableDataset nor with "
-            "`in_order=False`."
+            "threshold: the worker is still starting, in `worker_init_fn`, waits for its queue, "
+            "or for the interpreter, which a thread of its own holds. Known where tasks are given "
+            "in turn: not for an IterableDataset nor with `in_order=False`."
         ),
         advice=(
             "`dlmon stacks` shows where. After fork a lock that another thread held then is "
@@ -106,8 +106,9 @@ KINDS: tuple[Kind, ...] = (
         ),
         advice=(
             "The batch may not be picklable (the worker's stderr has the error of its feeder "
-            "thread), code in C may hold the worker's GIL, or the pipe may be stuck. `dlmon "
-            "stacks` shows what the worker does."
+            "thread), code in C may hold the worker's GIL, without which it neither pickles a "
+            "batch nor gives away the tensors in one that it has sent, or the pipe may be stuck. "
+            "`dlmon stacks` shows what the worker does, and which thread holds the GIL."
         ),
     ),
     Kind(

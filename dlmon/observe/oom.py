@@ -42,6 +42,9 @@ class OomKills:
         looks = self._looks[process] = self._looks.get(process, 0) + 1
         if looks <= _OFTEN or (looks + process[0]) % _SELDOM == 0:
             group = cgroups.of(process[0])
+            # With v1 whoever is ending is said to be in the root, where no limit kills anybody.
+            if group.path == "/" and process in self._files:
+                return
             found = self._found.get(group)
             if found is None:
                 found = self._found[group] = _counters(group)
@@ -87,7 +90,7 @@ class OomKills:
 
 
 def _counters(group: Cgroup) -> tuple[str, ...]:
-    """Return the files that count a cgroup's OOM kills: its own, with v2 its parent's too.
+    """Return the files that count OOM kills in a cgroup: its own, with v2 its parent's too.
 
     The runtime of a container removes its cgroup at once when all in it is dead; the parent's
     counter then has what its own had.

@@ -8,12 +8,25 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.agents import Agent
+from dlmon.analysis.stalls import GAP_SECONDS
+from tests.agents import Agent, running
 from tests.conftest import ROOT
-from tests.jobs import wait_for
+from tests.jobs import JobStarter, wait_for
+
+FLOOR, CEILING = 2.0, 6.0
+SOON_SECONDS = 2.0
+START_SECONDS = 150.0
+"""A dozen processes import torch at once."""
+
+FOR_EVER = {"lock_across_fork", "deadlock", "unpicklable", "pin_thread"}
 
 HANGING = Path(__file__).with_name("hanging_job.py")
 
@@ -28,6 +41,9 @@ NAMES = {
     "endless_read": "worker_stuck_in_fetch",
     "gil_held": "worker_stuck_in_fetch",
     "lock_across_fork": "worker_stuck_in_fetch",
+    "deadlock": "worker_stuck_in_fetch",
+    "gil_after": "batch_not_handed_over",
+    "gil_between": "worker_stuck_before_fetch",
     "before_fetch": "worker_stuck_before_fetch",
     "unpicklable": "batch_not_handed_over",
     "step": "rank_stuck_in_step",
@@ -48,28 +64,52 @@ class Scene:
     """One job with a run for each kind of hang, and an agent that watches it.
 
     Attributes:
+        file: Where the runs are written down.
         names: The runs that hang.
         found: What was found about each.
         hangs: What was kept of each, with all stacks.
         ranks: As the snapshot had them then, by run.
+        times: When the agent looked, as far as was seen.
     """
 
-    def __init__(self, agent: Agent, folder: Path, names: list[str]) -> None:
+    def __init__(self, agent: Agent, folder: Path, file: Path, names: list[str]) -> None:
         self.agent = agent
         self.folder = folder
+        self.file = file
         self.names = names
         self.found: dict[str, Finding] = {}
         self.hangs: dict[str, Any] = {}
         self.ranks: dict[str, Any] = {}
+        self.times: set[float] = set()
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Note meanwhile when the agent looks."""
+        over = threading.Event()
+
+        def note() -> None:
+            while not over.wait(0.1):
+                with suppress(OSError, KeyError):  # it has not looked yet
+                    self.times.add(self.read("/api/v1/findings")["time"])
+
+        thread = threading.Thread(target=note)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def happen(self) -> None:
         """Wait until all hang and are looked into."""
         for run in self.names:
             if kind(run) == "stopped":
-                wait_for(lambda run=run: self.batches(run, 1) > 30, "batches")  # type: ignore[misc]
+                begun = functools.partial(lambda run: self.batches(run, 1) > 30, run)
+                wait_for(begun, "batches", deadline=START_SECONDS)
                 os.kill(self.workers(run)[1]["pid"], signal.SIGSTOP)
         for run in self.names:
-            found = wait_for(functools.partial(self.only, run, NAMES[kind(run)]), f"{run} found")
+            is_found = functools.partial(self.only, run, NAMES[kind(run)])
+            found = wait_for(is_found, f"{run} found", deadline=START_SECONDS)
             assert found is not None
             self.found[run] = found
         for run in self.names:
@@ -115,16 +155,103 @@ class Scene:
         workers = self.workers(run)
         return int(workers[slot]["batches"]) if workers and workers[slot]["pid"] else 0
 
-    def go_on(self, name: str) -> None:
-        fd = os.open(self.folder / f"{name}.fifo", os.O_RDWR)
+    def go_on(self, run: str) -> None:
+        if kind(run) == "stopped":
+            os.kill(self.workers(run)[1]["pid"], signal.SIGCONT)
+            return
+        fd = os.open(self.folder / f"{run}.fifo", os.O_RDWR)
         os.write(fd, b"\n")
         os.close(fd)
 
+    # What must hold of any scene. A busy machine makes the agent look late, and the test still
+    # later: times are those of the agent's looks.
 
-def line_of(run: str) -> int:
-    """The number of the line at which a run is stuck."""
-    lines = HANGING.read_text().splitlines()
-    return next(n for n, line in enumerate(lines, 1) if line.endswith(f"# GUILTY {run}"))
+    def check_noticed(self) -> None:
+        """No look that was later than it should be noticed came before the one that did."""
+        for run in self.names:
+            first = self._of_the_hang(run)[-1]  # a sampler has another name before its stack
+            finding, noticed = first["finding"], first["noticed"]
+            threshold = float(finding["evidence"].get("threshold_seconds", CEILING))
+            assert threshold <= CEILING
+            looks = sorted(time for time in self.times if finding["since"] < time < noticed)
+            assert looks, run
+            # Of the time between looks that are so far apart the agent knows nothing.
+            unseen = sum(b - a for a, b in pairwise(looks) if b - a > GAP_SECONDS)
+            assert looks[-1] - finding["since"] - unseen < threshold + SOON_SECONDS, run
+
+    def check_one_cause(self) -> None:
+        for run in self.names:
+            names = {hang["finding"]["name"] for hang in self._of_the_hang(run)}
+            # That the loop is in its sampler and waits for no batch only its stack shows.
+            also = {"batch_not_handed_over"} if run == "sampler" else set()
+            assert names - {NAMES[kind(run)]} <= also, run
+
+    def _of_the_hang(self, run: str) -> list[Any]:
+        """What is kept of a run, the newest first, less what was over before it hung.
+
+        With limits of seconds workers that start on a busy machine are late.
+        """
+        since = self.hangs[run]["finding"]["since"]
+        return [one for one in self.kept(run) if one["ended"] is None or one["ended"] > since]
+
+    def check_stacks(self) -> None:
+        for run in self.names:
+            if kind(run) in ("stopped", "unpicklable", "pin_thread"):
+                continue  # no line of theirs is to blame
+            frames = [
+                (frame["file"], frame["line"])
+                for stack in self.hangs[run]["processes"][0]["stacks"]
+                for thread in stack["threads"]
+                for frame in thread["frames"]
+            ]
+            assert guilty_line(self.file, run) in frames, run
+
+    def check_untouched(self) -> None:
+        """Nobody was stopped, traced or started by being looked at."""
+        states = {"stopped": "T", "kernel": "D"}  # who wants the interpreter asks again and again
+        for run in self.names:
+            for seen in self.hangs[run]["processes"]:
+                status = Path(f"/proc/{seen['pid']}/status").read_text()
+                assert "TracerPid:\t0\n" in status
+                if seen["role"] != "rank":
+                    state = status.partition("State:\t")[2][0]
+                    assert state in states.get(kind(run), "SR"), run
+
+    def check_over(self) -> None:
+        """Each that can goes on, and is no hang any more soon after that shows."""
+        going = [run for run in self.names if kind(run) not in FOR_EVER]
+        for run in going:
+            before = self.rank(run)["loaders"][0]["batches"]
+            self.go_on(run)
+            moved = self._moved(run, before)
+            while self.about(run):
+                document = self.read("/api/v1/findings")
+                over = not any(one["run"] == run for one in document["findings"])
+                assert over or document["time"] < moved + SOON_SECONDS, run
+            assert all(hang["ended"] is not None for hang in self.kept(run))
+            assert not any(worker["hung"] for worker in self.workers(run))
+        for run in set(self.names) - set(going):
+            assert self.only(run, NAMES[kind(run)])
+
+    def _moved(self, run: str, before: int) -> float:
+        """When the agent first saw a batch more than before."""
+
+        def moved() -> float | None:
+            snapshot = self.read("/api/v1/snapshot")
+            (rank,) = (one for one in snapshot["ranks"] if one["run"] == run)
+            more = rank["loaders"] and rank["loaders"][0]["batches"] > before
+            return float(snapshot["time"]) if more else None
+
+        at = wait_for(moved, f"batches of {run}")
+        assert at is not None
+        return at
+
+
+def guilty_line(file: Path, run: str) -> tuple[str, int]:
+    """The file and the number of the line at which a run is stuck."""
+    lines = file.read_text().splitlines()
+    words = f"# GUILTY {kind(run)}"
+    return str(file), next(n for n, line in enumerate(lines, 1) if line.endswith(words))
 
 
 def library(folder: Path) -> str:
@@ -138,11 +265,8 @@ def library(folder: Path) -> str:
 
 
 def source(folder: Path, *names: str) -> str:
-    """The source of a job of runs of these names, for which it makes FIFOs."""
+    """The source of a job of runs of these names."""
     built = library(folder)
-    for name in names:
-        for fifo in (name, f"{name}-peer"):
-            os.mkfifo(folder / f"{fifo}.fifo")
     return f"""
         import runpy, sys
         sys.path.insert(0, {str(ROOT)!r})
@@ -153,4 +277,40 @@ def source(folder: Path, *names: str) -> str:
 
 def possible() -> list[str]:
     """The kinds of hangs that can be made on this machine."""
-    return [name for name in NAMES if name != "kernel" or shutil.which("gcc")]
+    return [
+        name for name in NAMES if name != "deadlock" and (name != "kernel" or shutil.which("gcc"))
+    ]
+
+
+@contextmanager
+def happening(folder: Path, file: Path, names: list[str], job: str, *more: str) -> Iterator[Scene]:
+    """Have runs hang under the eyes of an agent.
+
+    Args:
+        folder: For the job, its agent and a FIFO for each run.
+        file: Where the runs are written down.
+        names: Of the runs that hang.
+        job: Source of the job.
+        more: Runs that are not waited for.
+    """
+    config = folder / "agent.yml"
+    config.write_text(
+        "interval_seconds: 0.5\nweb: {listen_address: 127.0.0.1:0}\n"
+        f"hangs: {{floor_seconds: {FLOOR}, ceiling_seconds: {CEILING}}}\n"
+        "stacks: {enabled: true, per_hour: 1000}\n"
+    )
+    for name in (*names, *more):
+        for fifo in (name, f"{name}-peer"):
+            os.mkfifo(folder / f"{fifo}.fifo")
+    segments = Path(tempfile.mkdtemp(prefix="dlt-", dir="/dev/shm"))
+    starter = JobStarter(folder, segments)
+    with running("--config", str(config), "--dir", str(segments)) as agent:
+        try:
+            starter(job)
+            scene = Scene(agent, folder, file, names)
+            with scene.timed():
+                scene.happen()
+            yield scene
+        finally:
+            starter.close()
+            shutil.rmtree(segments, ignore_errors=True)

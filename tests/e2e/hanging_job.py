@@ -145,6 +145,49 @@ def gil_held(name: str) -> None:
     loop(loading(holds_the_gil))
 
 
+class Held:
+    """Is pickled by the thread that hands it over, in C code that keeps the interpreter."""
+
+    def __init__(self, number: int, fifo: int) -> None:
+        self.number = number
+        self.fifo = fifo
+
+    def __reduce__(self) -> Any:
+        if self.number == AT:
+            into = ctypes.create_string_buffer(1)
+            ctypes.PyDLL(None).read(self.fifo, into, 1)  # GUILTY gil_after
+        return Held, (self.number, self.fifo)
+
+
+def gil_after(name: str) -> None:
+    """Without a further task: in the middle of a fetch, that would seem to be what is stuck."""
+    at = fifo(name)
+    loop(loading(collate_fn=lambda samples: Held(int(samples[0]), at), prefetch_factor=1))
+
+
+def gil_between(name: str) -> None:
+    """A thread of a worker takes the interpreter while that has nothing to do.
+
+    No batch has a tensor: the file descriptor of one is handed over only when the loop takes it.
+    """
+    at, now = fifo(name), fifo(f"{name}-peer")
+
+    def takes_the_gil() -> None:
+        os.read(now, 1)
+        ctypes.PyDLL(None).read(at, ctypes.create_string_buffer(1), 1)  # GUILTY gil_between
+
+    def begins(worker: int) -> None:
+        if worker == 1:
+            threading.Thread(target=takes_the_gil, daemon=True).start()
+
+    loader = loading(worker_init_fn=begins, collate_fn=lambda samples: int(samples[0]))
+    for number in loader:
+        if number == AT:
+            time.sleep(0.5)  # whereupon all is fetched that was asked for
+            os.write(now, b"\n")
+            time.sleep(0.2)
+
+
 def lock_across_fork(_: str) -> None:
     lock = threading.Lock()
 

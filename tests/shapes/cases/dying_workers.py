@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import Any
 
 import torch
@@ -56,8 +57,11 @@ class Dies(Dataset[torch.Tensor]):
 def dying(death: str, method: str = "fork", **options: Any) -> DataLoader[Any]:
     """Return a loader that notices a death after a second, and nowhere but in next().
 
-    SIGCHLD would have torch raise wherever the loop is; it must be blocked.
+    SIGCHLD would have torch raise wherever the loop is; it must be blocked. A forkserver that is
+    started then inherits that, and never learns of a death: it must be there before.
     """
+    if method == "forkserver":
+        forkserver.ensure_running()
     event = multiprocessing.get_context(method).Event()
     return DataLoader(
         Dies(death, event), num_workers=2, multiprocessing_context=method, timeout=1, **options
