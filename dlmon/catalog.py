@@ -730,9 +730,9 @@ AGENT_SERIES_DROPPED = Metric(
     Kind.COUNTER,
     Unit.COUNT,
     ("reason",),
-    "What is missing in /metrics, counted at every snapshot: series of a second subject whose"
-    " cleaned labels equal another's (duplicate) and of workers' detail above the limit"
-    " (series_limit); whole segments above a limit (rank, user).",
+    "What is missing in /metrics: series of a second subject whose cleaned labels equal another's"
+    " (duplicate) and of workers' detail above the limit (series_limit), counted at every snapshot;"
+    " whole loaders above a limit (rank) and segments (user), each counted once.",
     values=DROP_REASONS,
 )
 
