@@ -264,6 +264,7 @@ def _states() -> Any:
             " or a debugger. Hung: it owes a batch and makes no progress. A row of fetching beside"
             " rows of idle: that worker holds the others up.",
             "none",
+            width=24,
             height=10,
             no_value=workers.NO_WORKERS,
         ),

@@ -39,6 +39,7 @@ def findings(*matchers: str) -> Any:
         Column("Node", label="instance", link=to(board.NODE, instance=CELL)),
         source="sum by (severity, finding, run, rank, loader, worker, instance) "
         f"({select(FINDING, *matchers)})",
+        rising=["Severity"],  # critical comes first in the alphabet, too
     )
 
 
@@ -64,6 +65,7 @@ def alerts(*matchers: str) -> Any:
         Column("Node", label="instance", link=to(board.NODE, instance=CELL)),
         source="sum by (severity, alertstate, alertname, run, rank, loader, worker, instance) "
         f"({_alerts(*matchers)})",
+        rising=["Severity", "State"],
     )
 
 

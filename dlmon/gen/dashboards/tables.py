@@ -61,7 +61,13 @@ class Column:
         return found
 
 
-def table(look: Look, *columns: Column, source: str = "", sort: Sequence[str] = ()) -> Any:
+def table(
+    look: Look,
+    *columns: Column,
+    source: str = "",
+    sort: Sequence[str] = (),
+    rising: Sequence[str] = (),
+) -> Any:
     """Return a table.
 
     Args:
@@ -70,6 +76,7 @@ def table(look: Look, *columns: Column, source: str = "", sort: Sequence[str] = 
         source: The query that the labels are of, where no column shows its values.
         sort: Titles of the columns that it is sorted by, largest first; one that has no data is
             passed over.
+        rising: Likewise, smallest first.
     """
     valued = [column for column in columns if column.expr]
     exprs = [*([source] if source else []), *(column.expr for column in valued)]
@@ -85,7 +92,9 @@ def table(look: Look, *columns: Column, source: str = "", sort: Sequence[str] = 
             for column in columns
             if (properties := column.properties())
         ],
-        sortBy=[G.TableSortByField(displayName=title, desc=True) for title in sort],
+        sortBy=[
+            G.TableSortByField(displayName=title, desc=title in sort) for title in (*sort, *rising)
+        ],
         transformations=_transformations(columns, valued, bool(source), len(targets)),
         extraJson={
             "fieldConfig": {
