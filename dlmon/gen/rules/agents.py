@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dlmon import catalog
 from dlmon.gen.rules.model import INSTANCE, JOB, Alert, Scope, Severity
-from dlmon.gen.rules.promql import aggregated, rate
+from dlmon.gen.rules.promql import aggregated, happened, rate
 
 _DOWN = ("DlmonAgentDown",)
 
@@ -64,35 +64,43 @@ SEGMENTS_REFUSED = Alert(
     severity=Severity.WARNING,
     scope=Scope.AGENT,
     labels=(INSTANCE, "reason"),
-    expression=aggregated("max", (INSTANCE, "reason"), rate(catalog.AGENT_SEGMENTS_REFUSED, "5m"))
-    + " > 0",
-    lasting="10m",
-    why="Refusals are counted at every look, so that a file that is being made may be counted once;"
-    " ten minutes are a file that stays.",
+    expression=happened(catalog.AGENT_SEGMENTS_REFUSED, (INSTANCE, "reason"), "1h"),
+    lasting="0s",
+    why="A file is counted once for as long as it is refused, and segments get their name when they"
+    " are complete, so that none is expected. Told for an hour after the last new one.",
     meaning="Files in the place of segments are not read: jobs are missing in what is shown.",
     summary="Segments refused by agent {{ $labels.instance }} ({{ $labels.reason }})",
     description=(
         "The agent {{ $labels.instance }} refuses files as segments because of"
-        " {{ $labels.reason }}, {{ $value | humanize }} a second: their jobs are not shown."
+        " {{ $labels.reason }} ({{ $value | humanize }} new ones within an hour): their jobs are"
+        " not shown."
     ),
     silenced_by=_DOWN,
 )
+
+_DROPPED = catalog.AGENT_SERIES_DROPPED
+_BY_SNAPSHOT = aggregated(
+    "max",
+    (INSTANCE, "reason"),
+    f'round(increase({_DROPPED.name}{{reason=~"duplicate|series_limit"}}[10m]%s))',
+)
+_SEGMENTS = happened(_DROPPED, (INSTANCE, "reason"), "1h", 'reason=~"rank|user"')
 SERIES_DROPPED = Alert(
     name="DlmonSeriesDropped",
     severity=Severity.WARNING,
     scope=Scope.AGENT,
     labels=(INSTANCE, "reason"),
-    expression=aggregated("max", (INSTANCE, "reason"), rate(catalog.AGENT_SERIES_DROPPED, "5m"))
-    + " > 0",
-    lasting="10m",
-    why="Counted at every snapshot for as long as a limit is exceeded; ten minutes are no burst of"
-    " short jobs.",
+    expression=(f"{_BY_SNAPSHOT % ''} > 0\nand {_BY_SNAPSHOT % ' offset 10m'} > 0\nor {_SEGMENTS}"),
+    lasting="0s",
+    why="Series are counted at every snapshot for as long as they are left out: in these ten"
+    " minutes and in those before is no burst of short jobs. A segment above a limit is counted"
+    " once, and told for an hour.",
     meaning="Some of what an agent knows is missing in its metrics, because of a limit or a label"
     " that is there twice.",
     summary="Series dropped by agent {{ $labels.instance }} ({{ $labels.reason }})",
     description=(
         "The agent {{ $labels.instance }} leaves out series or segments because of"
-        " {{ $labels.reason }}, {{ $value | humanize }} a second."
+        " {{ $labels.reason }}; counted: {{ $value | humanize }}."
     ),
     silenced_by=_DOWN,
 )

@@ -22,5 +22,21 @@ def aggregated(how: str, labels: Sequence[str], expression: str) -> str:
     return f"{how} by ({', '.join(labels)}) ({expression})"
 
 
+def happened(metric: Metric, labels: Sequence[str], window: str, matchers: str = "") -> str:
+    """Return how often a counter went up within a window, if it did.
+
+    A counter that is above 0 when it is first seen has no increase: such a one counts as it is, if
+    nothing was known of it in the hour before the window, so that a gap makes nothing new.
+    """
+    series = f"{metric.name}{_braces(matchers)}"
+    increase = aggregated("max", labels, f"round(increase({series}[{window}]))")
+    known = f"count_over_time({series}[1h] offset {window})"
+    return (
+        f"{increase} > 0\n"
+        f"or {aggregated('max', labels, series)} > 0\n"
+        f"unless on ({', '.join(labels)}) {known}"
+    )
+
+
 def _braces(matchers: str) -> str:
     return f"{{{matchers}}}" if matchers else ""

@@ -15,7 +15,7 @@ from dlmon.gen.rules.model import (
     Severity,
     asked,
 )
-from dlmon.gen.rules.promql import aggregated
+from dlmon.gen.rules.promql import aggregated, happened
 
 _STANDS_STILL = ("DlmonRankDied", "DlmonWorkerHung", "DlmonRankBlockedInNext", "DlmonWorkerDied")
 """Who does not run is not slow."""
@@ -118,19 +118,12 @@ STRAGGLER = Alert(
     ),
     silenced_by=_STANDS_STILL,
 )
-
-_TIMEOUTS = catalog.LOADER_TIMEOUTS.name
 TIMEOUTS = Alert(
     name="DlmonLoaderTimeouts",
     severity=Severity.WARNING,
     scope=Scope.LOADER,
     labels=(INSTANCE, *LOADER_LABELS),
-    expression=(
-        f"{aggregated('max', (INSTANCE, *LOADER_LABELS), f'round(increase({_TIMEOUTS}[10m]))')}"
-        " > 0\n"
-        f"or {aggregated('max', (INSTANCE, *LOADER_LABELS), f'{_TIMEOUTS}')} > 0\n"
-        f"unless on (instance, run, rank, loader) count_over_time({_TIMEOUTS}[1h] offset 10m)"
-    ),
+    expression=happened(catalog.LOADER_TIMEOUTS, (INSTANCE, *LOADER_LABELS), "10m"),
     lasting="0s",
     why="An event: told for ten minutes. A counter that is above 0 when it is first seen has no"
     " increase, so that new ones count as they are; an hour back, so that a gap in what Prometheus"
