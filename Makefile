@@ -19,7 +19,7 @@ ARGS ?=
 .PHONY: help
 help:  ## say what there is
 	@echo 'usage: make GOAL [ARGS="…"]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(INSTALLED)  ## train on real images and watch the loaders; nothing else needed
@@ -55,6 +55,10 @@ slow: $(INSTALLED) tools  ## run the tests marked slow
 .PHONY: soak
 soak: $(INSTALLED) tools  ## half an hour of healthy and hung jobs: no false alarm, no hang missed
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+.PHONY: image-test
+image-test:  ## build the container image without an engine (root, Debian) and try it
+	@tools/test_image
 
 # The frameworks pull gigabytes and pins of their own: they get an environment beside .venv.
 ECOSYSTEM := .venv-ecosystem

@@ -130,7 +130,7 @@ def test_the_typed_marker_and_the_page_are_in_the_package() -> None:
     assert list((package / "agent" / "web").iterdir())
 
 
-@pytest.mark.parametrize("script", [".ci/run", "tools/install_tools"])
+@pytest.mark.parametrize("script", [".ci/run", "tools/install_tools", "tools/test_image"])
 def test_scripts_can_be_run_and_parse(script: str) -> None:
     path = ROOT / script
     assert path.stat().st_mode & 0o111 == 0o111

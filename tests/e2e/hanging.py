@@ -275,6 +275,13 @@ def source(folder: Path, *names: str) -> str:
     """
 
 
+def make_fifos(folder: Path, *names: str) -> None:
+    """Make what tells runs of these names to go on."""
+    for name in names:
+        for fifo in (name, f"{name}-peer"):
+            os.mkfifo(folder / f"{fifo}.fifo")
+
+
 def possible() -> list[str]:
     """The kinds of hangs that can be made on this machine."""
     return [
@@ -299,9 +306,7 @@ def happening(folder: Path, file: Path, names: list[str], job: str, *more: str) 
         f"hangs: {{floor_seconds: {FLOOR}, ceiling_seconds: {CEILING}}}\n"
         "stacks: {enabled: true, per_hour: 1000}\n"
     )
-    for name in (*names, *more):
-        for fifo in (name, f"{name}-peer"):
-            os.mkfifo(folder / f"{fifo}.fifo")
+    make_fifos(folder, *names, *more)
     segments = Path(tempfile.mkdtemp(prefix="dlt-", dir="/dev/shm"))
     starter = JobStarter(folder, segments)
     with running("--config", str(config), "--dir", str(segments)) as agent:

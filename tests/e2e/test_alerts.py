@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.alerting import Told, stack
-from tests.e2e.hanging import Scene, source
+from tests.e2e.hanging import HANGING, Scene, make_fifos, source
 from tests.jobs import Job, JobStarter, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -175,8 +175,9 @@ def story(
         with stack(folder, "--config", str(config), "--dir", str(segments)) as (agent, told):
             names = [run for run in FAULTS if run not in ("endless_read", "alone")]
             jobs = {run: starter(JOB, name=f"{run}.py") for run in (*names, "healthy")}
+            make_fifos(folder, "endless_read", "alone")
             starter(source(folder, "endless_read", "alone"))
-            story = Story(Scene(agent, folder, []), jobs, told)
+            story = Story(Scene(agent, folder, HANGING, []), jobs, told)
             story.happen()
             story.end()
             yield story
