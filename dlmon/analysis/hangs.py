@@ -205,6 +205,8 @@ def _without_the_held(found: list[Finding], facts: LoaderFacts) -> list[Finding]
     if not found:
         return found
     fetching = max((one.fetching.seconds for one in facts.workers), default=0.0)
+    if not fetching:
+        return found
     own = {str(one.worker.slot): one.handing.seconds for one in facts.workers}
     return [
         one

@@ -177,7 +177,8 @@ class Scene:
             assert looks, run
             # Of the time between looks that are so far apart the agent knows nothing.
             unseen = sum(b - a for a, b in pairwise(looks) if b - a > GAP_SECONDS)
-            assert looks[-1] - finding["since"] - unseen < threshold + SOON_SECONDS, run
+            late = looks[-1] - finding["since"] - unseen - threshold
+            assert late < SOON_SECONDS, (run, finding, noticed)
 
     def check_one_cause(self) -> None:
         for run in self.names:
