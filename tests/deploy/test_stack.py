@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -92,12 +93,15 @@ def test_it_scrapes_the_demo_and_leaves_nothing_behind(tmp_path: Path) -> None:
         )
     try:
         wait_for(lambda: scraped(ports[0]), "a scrape of the demo's agent", deadline=90)
+        printed = re.search(r"(http:\S+:\d+/) +Prometheus", log.read_text())
+        assert printed
+        with urllib.request.urlopen(printed[1], timeout=10) as page:
+            assert b"Alerts" in page.read()
     finally:
         stack.send_signal(signal.SIGINT)
         status = stack.wait(60)
     said = log.read_text()
     assert status == 128 + signal.SIGINT, said
-    assert f"http://127.0.0.1:{ports[0]}/alerts" in said
     assert "ended, their data removed" in said
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
     assert main(["--faster", "0", *options(ports)]) == 2  # refused for this, not for a port in use

@@ -133,7 +133,7 @@ class Stack:
                 return 1
         amtool = f"{_shown(servers.program('amtool'))} alert"
         print(
-            f"\n  http://{addresses['prometheus']}/alerts    the alert rules and what each is at"
+            f"\n  http://{addresses['prometheus']}/    Prometheus: queries, alerts, what is scraped"
             f"\n  {amtool} --alertmanager.url=http://{addresses['alertmanager']}    what fires"
             "\n  what Alertmanager tells, by run, is printed here, lines beginning with [\n",
             flush=True,
