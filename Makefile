@@ -79,8 +79,9 @@ full: check slow ecosystem  ## all of the above: before a release
 BENCH_INSTALLED := $(VENV)/.bench
 
 .PHONY: bench
-bench: $(BENCH_INSTALLED)  ## measure what the shim costs: some 8 minutes on a machine left alone
+bench: $(BENCH_INSTALLED)  ## measure what shim and agent cost: some 20 minutes, the machine left alone
 	@$(BIN)/python -m bench $(ARGS)
+	@$(if $(ARGS),,$(BIN)/python -m bench.agent)
 
 # What dlmon is compared with is no reason to fail: the benchmark says what is not installed.
 $(BENCH_INSTALLED): $(INSTALLED)

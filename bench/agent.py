@@ -24,8 +24,9 @@ from bench.progress import Progress
 WORKERS = 128
 RANKS, RANK_WORKERS = 8, 125
 TARGET_MEGABYTES = 1000
-SETTLE_SECONDS = 5.0
-"""An agent's first look imports and opens what it needs: it is not counted."""
+SETTLE_SECONDS = 35.0
+"""Not counted: an agent's first look imports and opens what it needs, and for half a minute it looks
+more closely at every process that is new to it."""
 
 PSS = {"without PSS": "pss_cpu_budget_ratio: 0", "with PSS": "pss_cpu_budget_ratio: 0.005"}
 
@@ -74,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the agent, one look a second, {seconds:.0f} s each")
         print(f"{'watched':<40}{'':<14}{'CPU':>7} {'RSS':>9}{'peak':>9}")
         for crowd in (real, simulated):
-            _costs(crowd, directory, seconds, progress)
+            _costs(crowd, directory, options, progress)
         print(f"\nmmap and munmap of a page in a worker of {options.megabytes} MB, microseconds")
         print(f"{'':<39}{'p50':>9}{'p99':>9}{'p99.9':>9}{'max':>9}")
-        _latency(target, directory, seconds, progress)
+        _latency(target, directory, options, progress)
     return 0
 
 
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.agent", description=__doc__)
     for name, default, kind, what in (
         ("seconds", 60.0, float, "each figure is measured for so long"),
+        ("settle", SETTLE_SECONDS, float, "that an agent has run before its cost is measured"),
         ("workers", WORKERS, int, "of the real DataLoader"),
         ("ranks", RANKS, int, f"that are simulated, each of {RANK_WORKERS} workers at most"),
         ("megabytes", TARGET_MEGABYTES, int, "that the worker has whose mmap is timed"),
@@ -95,26 +97,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _costs(crowd: Crowd, directory: str, seconds: float, progress: Progress) -> None:
-    progress.say(f"{crowd.title}: about {2 * (seconds + SETTLE_SECONDS) + 20:.0f} s")
+def _costs(crowd: Crowd, directory: str, options: argparse.Namespace, progress: Progress) -> None:
+    progress.say(f"{crowd.title}: about {2 * (options.seconds + options.settle) + 20:.0f} s")
     with contextlib.ExitStack() as stack:
         for _ in range(crowd.processes):
             stack.enter_context(_running(crowd, directory))
         for name, setting in PSS.items():
             with _agent(setting, directory) as agent:
-                cost = _cost(agent.pid, seconds)
+                time.sleep(options.settle)
+                cost = _cost(agent.pid, options.seconds)
             sizes = f"{cost.resident / 1e6:>6.0f} MB{cost.peak / 1e6:>6.0f} MB"
             print(f"{crowd.title:<40}{name:<14}{cost.cpu:>7.2%} {sizes}", flush=True)
 
 
-def _latency(crowd: Crowd, directory: str, seconds: float, progress: Progress) -> None:
-    progress.say(f"mmap latency: about {3 * (seconds + SETTLE_SECONDS):.0f} s")
+def _latency(crowd: Crowd, directory: str, options: argparse.Namespace, progress: Progress) -> None:
+    progress.say(f"mmap latency: about {3 * options.seconds:.0f} s")
     for name, setting in {"no agent": None, **{f"agent {n}": s for n, s in PSS.items()}}.items():
         with contextlib.ExitStack() as stack:
             target = stack.enter_context(_running(crowd, directory))
             if setting is not None:
                 stack.enter_context(_agent(setting, directory))
-            time.sleep(seconds)
+            time.sleep(options.seconds)
             found = _answer(target)
             row = "".join(f"{found[key]:>9.1f}" for key in ("p50", "p99", "p99.9", "max"))
             print(f"{name:<39}{row}", flush=True)
@@ -153,7 +156,6 @@ def _agent(setting: str, directory: str) -> Iterator[subprocess.Popen[str]]:
         command += ["--config", config.name]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, text=True) as agent:
             try:
-                time.sleep(SETTLE_SECONDS)
                 yield agent
             finally:
                 agent.terminate()

@@ -51,7 +51,15 @@ class Sample:
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SHARE = 4
-"""One in so many of the files that this process may open is for looking at others."""
+"""One in so many of the files that this process may open is for one way to look at others."""
+_MOST = 4096
+"""Of more processes no file is kept open, whatever the limit."""
+
+
+def most_kept() -> int:
+    """Return for how many processes one way to look at them may keep a file open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST if limit == resource.RLIM_INFINITY else min(limit // _SHARE, _MOST)
 
 
 def sample(pid: int) -> Sample | None:
@@ -70,8 +78,7 @@ class Sampler:
     """Looks at the same processes again and again: to open a file costs as much as to read it."""
 
     def __init__(self) -> None:
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = (4096 if limit == resource.RLIM_INFINITY else limit) // _SHARE
+        self._most = most_kept()
         self._fds: dict[int, int] = {}
 
     def sample(self, pid: int) -> Sample | None:

@@ -20,9 +20,6 @@ from dlmon.observe import processes
 Process = tuple[int, int]
 """pid and start time, field 22 of /proc/<pid>/stat."""
 
-MOST = 2048
-"""Processes followed at once; of further ones only /proc is asked."""
-
 _INFO = struct.Struct("<QQ11Ii")
 """struct pidfd_info as of Linux 6.13, include/uapi/linux/pidfd.h: mask, cgroup, ids, exit code."""
 _GET_INFO = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # _IOWR(PIDFS_IOCTL_MAGIC, 11, …)
@@ -30,15 +27,19 @@ _EXIT = 1 << 3
 
 
 class ExitStatuses:
-    """Follows processes, each from when it is first seen alive."""
+    """Follows processes, each from when it is first seen alive.
+
+    Of those for which it may keep no file open only /proc is asked.
+    """
 
     def __init__(self) -> None:
+        self._most = processes.most_kept()
         self._fds: dict[Process, int] = {}
         self._supported = True
 
     def follow(self, process: Process) -> None:
         """Be able to tell later how a process ended that lives now; again is no more."""
-        if process in self._fds or not self._supported or len(self._fds) >= MOST:
+        if process in self._fds or not self._supported or len(self._fds) >= self._most:
             return
         with suppress(OSError):
             fd = os.pidfd_open(process[0])

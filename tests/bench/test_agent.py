@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 @pytest.mark.slow
 def test_every_figure_is_printed_and_nothing_is_left() -> None:
     before = set(os.listdir("/dev/shm"))
-    few = ("--seconds", "1", "--workers", "2", "--ranks", "2", "--megabytes", "50")
+    few = ("--seconds", "1", "--settle", "3", "--workers", "2", "--ranks", "2", "--megabytes", "50")
     done = subprocess.run(
         [sys.executable, "-m", "bench.agent", *few],
         cwd=ROOT,

@@ -87,10 +87,13 @@ def test_where_few_files_may_be_open_processes_are_seen_all_the_same() -> None:
     looks = (
         "import os, resource\n"
         "from dlmon.observe.processes import Sampler\n"
+        "from dlmon.observe.statuses import ExitStatuses\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
-        "sampler = Sampler()\n"
-        "seen = [sampler.sample(int(pid)) for pid in os.listdir('/proc') if pid.isdecimal()]\n"
-        "print(len(os.listdir('/proc/self/fd')) < 32, seen.count(None) < len(seen) / 2)"
+        "sampler, statuses = Sampler(), ExitStatuses()\n"
+        "pids = [int(name) for name in os.listdir('/proc') if name.isdecimal()]\n"
+        "seen = {pid: sample for pid in pids if (sample := sampler.sample(pid))}\n"
+        "for pid, sample in seen.items(): statuses.follow((pid, sample.start_ticks))\n"
+        "print(len(os.listdir('/proc/self/fd')) < 48, len(seen) > len(pids) / 2)"
     )
     with contextlib.ExitStack() as stack:
         for _ in range(40):
