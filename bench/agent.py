@@ -25,8 +25,8 @@ WORKERS = 128
 RANKS, RANK_WORKERS = 8, 125
 TARGET_MEGABYTES = 1000
 SETTLE_SECONDS = 35.0
-"""Not counted: an agent's first look imports and opens what it needs, and for half a minute it looks
-more closely at every process that is new to it."""
+"""Not counted: an agent's first look imports and opens what it needs, and for half a minute it asks
+every process that is new to it more than later."""
 
 PSS = {"without PSS": "pss_cpu_budget_ratio: 0", "with PSS": "pss_cpu_budget_ratio: 0.005"}
 
