@@ -16,6 +16,7 @@ JOB = """
     import os
     import signal
     import time
+    import traceback
 
     import dlmon
 
@@ -51,12 +52,11 @@ JOB = """
         iterator = iter(loader)
         try:
             while True:
-                in_next = True
-                batch = next(iterator)
-                in_next = False
-                delivered.append(int(batch))
+                delivered.append(int(next(iterator)))
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
+            places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+            in_next = torch.utils.data.dataloader.__file__ in places
         del iterator
         gc.collect()  # torch's way of raising a worker's error leaves a cycle with the iterator
         told = {"delivered": delivered, "message": message, "in_next": in_next}
