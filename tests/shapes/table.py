@@ -57,7 +57,7 @@ Function = Callable[..., object]
 
 DEADLINE_SECONDS = 60.0
 
-FEW = 8
+FEW = 4
 """Variants of a case that are all run by `make test`."""
 
 
