@@ -230,6 +230,7 @@ def check(run_job: JobStarter, *, workers: int, times: int) -> None:
     assert observed["grown"] <= plain["grown"] + MEGABYTE
 
 
+@pytest.mark.slow
 def test_a_thousand_iterators_in_the_rank_leave_nothing(run_job: JobStarter) -> None:
     check(run_job, workers=0, times=1000)
 

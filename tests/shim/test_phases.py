@@ -112,6 +112,7 @@ JOB = """
 """
 
 
+@pytest.mark.slow
 def test_phases_are_those_of_the_loops_own_clock(run_job: JobStarter, segment_dir: Path) -> None:
     jobs = {}
     for method in ("fork", "spawn"):  # both at once: mostly they sleep
