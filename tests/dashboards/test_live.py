@@ -36,6 +36,8 @@ EMPTY_WHEN_HEALTHY = {
     "dlmon-cluster/What is wrong now/A": "gone",
     "dlmon-cluster/Findings/A": "gone",
     "dlmon-cluster/Workers that died/A": "faulty",  # a worker was killed
+    "dlmon-cluster/Workers that died/B": "faulty",  # in its cgroup memory ran out
+    "dlmon-node/Working set, and OOM kills/B": "faulty",
     "dlmon-run/Findings/A": "gone",
     "dlmon-run/Alerts/A": "gone",
     "dlmon-run/Alerts/marks": "gone",
@@ -53,9 +55,14 @@ EMPTY_WHEN_HEALTHY = {
 }
 """Queries that a healthy run leaves without an answer, and the run whose fault fills them."""
 
+OF_CGROUPS = {
+    "dlmon-cluster/Workers that died/B",
+    "dlmon-node/Working set, and OOM kills/B",
+    "dlmon-run/Memory of cgroups, of their limit/A",
+}
+"""Those that need a memory cgroup of the test's own."""
+
 NOT_TRIED_HERE = {
-    "dlmon-cluster/Workers that died/B": "an OOM kill: tests/e2e/test_deaths.py has one",
-    "dlmon-node/Working set, and OOM kills/B": "an OOM kill: tests/e2e/test_deaths.py has one",
     "dlmon-run/What the shim could not observe/B": "an error in the shim: it would be a defect",
     "dlmon-node/What agents could not show/A": "a look that fails: it would be a defect",
     "dlmon-node/What agents could not show/C": "too many series: tests/agent/test_admission.py",
@@ -94,7 +101,7 @@ ASKED = [query for query in queries() if query.name not in NOT_TRIED_HERE]
 @pytest.mark.parametrize("query", ASKED, ids=by_name)
 def test_a_query_is_answered(live: World, query: Query) -> None:
     run = EMPTY_WHEN_HEALTHY.get(query.name, "vision")
-    if query.name == "dlmon-run/Memory of cgroups, of their limit/A" and not MEMORY_CGROUPS:
+    if query.name in OF_CGROUPS and not MEMORY_CGROUPS:
         pytest.skip("needs root and a memory controller of version 1")
     found = wait_for(lambda: answer(live, query, chosen(query, run)), query.expr, deadline=90)
     for series in found:
@@ -106,7 +113,7 @@ def test_a_query_is_answered(live: World, query: Query) -> None:
 def test_values_that_are_chosen_one_by_one_are_all_of_them(live: World, query: Query) -> None:
     """Several values, with what is special in a regular expression, are found as they are."""
     run = EMPTY_WHEN_HEALTHY.get(query.name, "vision")
-    if query.name == "dlmon-run/Memory of cgroups, of their limit/A" and not MEMORY_CGROUPS:
+    if query.name in OF_CGROUPS and not MEMORY_CGROUPS:
         pytest.skip("needs root and a memory controller of version 1")
     instance = live.agent.url.removeprefix("http://")
     loaders = ["train", "val", "left", "killed", "bad", "late"]

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -37,7 +38,7 @@ GIB = 1 << 30
 SCRAPE_SECONDS = 3
 """Seldom enough for an agent on a busy machine to answer in time."""
 
-LIMIT = 4 * GIB
+LIMIT = 2 * GIB
 MEMORY_CGROUPS = os.access(memory_cgroups.ROOT / "cgroup.procs", os.W_OK)
 
 UTILIZATION = 37
@@ -63,7 +64,7 @@ HEALTHY = """
 
     class Slow(Dataset):
         def __len__(self):
-            return 40 * (2 - rank)
+            return 160 * (2 - rank)  # seconds: long enough for PSS and USS of its workers
 
         def __getitem__(self, index):
             time.sleep(0.03 * (1 + rank))
@@ -325,6 +326,8 @@ def world(folder: Path) -> Iterator[World]:
         jobs(UNOBSERVED, name="unobserved.py", env={"DLMON_DISABLE": "1"})
         gone = jobs(GONE)
         _kill(made, gone)
+        if group:
+            _run_out_of_memory(made, group)
         (directory / "broken.seg").write_text("this is no segment")
         yield made
 
@@ -345,6 +348,14 @@ def _kill(made: World, gone: Job) -> None:
         return 0
 
     os.kill(wait_for(worker, "a worker to kill"), signal.SIGKILL)
+
+
+def _run_out_of_memory(made: World, group: Path) -> None:
+    """Have the kernel kill a process in a cgroup, once Prometheus has seen that it killed none."""
+    kills = f'dlmon_cgroup_oom_kills_total{{cgroup=~".*/{group.name}"}}'
+    wait_for(lambda: made.prometheus.now(kills), "the cgroup in Prometheus")
+    code = f"open({str(group / 'cgroup.procs')!r}, 'w').write('0'); bytearray(b'x') * {LIMIT}"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
 
 
 @contextlib.contextmanager
