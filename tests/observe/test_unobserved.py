@@ -145,7 +145,9 @@ def test_a_stopped_worker_is_stopped_and_an_orphan_has_no_parent(run_job: JobSta
     job = start(run_job)
     finder = Finder()
     before = until(finder, UNSEEN, lambda workers: len(workers) == 2)
-    first = before.workers[0].pid
+    # The one that has forked: its child, left alone, would be an orphan of that name as well. It is
+    # the first that was started, though not by its pid where pids begin anew.
+    (first,) = (worker.pid for worker in before.workers if children(worker.pid))
     os.kill(first, signal.SIGSTOP)
     until(finder, UNSEEN, lambda workers: {w.pid: w for w in workers}[first].process_state == "T")
     job.kill()
