@@ -137,7 +137,7 @@ def main(args: argparse.Namespace) -> int:
         snapshot = _looking.observe(directories)
         _list_dead(directories, snapshot, as_json=args.json)
     else:
-        # Who is observed elsewhere would seem not to be.
+        # With --dir who is observed elsewhere would seem not to be; --json has no line about them.
         snapshot = _looking.observe_all(directories, unobserved=not (args.dir or args.json))
         _list(directories, snapshot, as_json=args.json)
     if snapshot.refused:
@@ -148,7 +148,7 @@ def main(args: argparse.Namespace) -> int:
 def _list(directories: Sequence[str], snapshot: Snapshot, *, as_json: bool) -> None:
     found = list(rows(snapshot))
     if as_json:
-        print(json.dumps(document(snapshot), indent=2, allow_nan=False))
+        print(json.dumps([_plain(row) for row in found], indent=2, allow_nan=False))
         return
     if found:
         _print_table(found, snapshot)
@@ -187,15 +187,6 @@ def rows(snapshot: Snapshot) -> Iterator[Row]:
             yield Row(rank, loader, superseded, gpus, memory)
 
 
-def document(snapshot: Snapshot) -> list[dict[str, object]]:
-    """Return `rows` as JSON has them; keys are those of the agent's API where it has the same.
-
-    Args:
-        snapshot: What there is.
-    """
-    return [_plain(row) for row in rows(snapshot)]
-
-
 def others(unobserved: Sequence[Unobserved]) -> str:
     """Return the line about workers that are not observed.
 
@@ -217,6 +208,7 @@ def others(unobserved: Sequence[Unobserved]) -> str:
 
 
 def _plain(row: Row) -> dict[str, object]:
+    """Return a row as JSON has it; keys are those of the agent's API where it has the same."""
     rank, loader = row.rank, row.loader
     return {
         "run": rank.run,
