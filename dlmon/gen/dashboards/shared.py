@@ -11,11 +11,20 @@ from dlmon.gen.dashboards.panels import Look
 from dlmon.gen.dashboards.promql import ALERTS, select
 from dlmon.gen.dashboards.tables import Column, table
 
-RANK_LINK = to(board.LOADER, run=field("Run"), rank=CELL)
 OURS = 'alertname=~"Dlmon.+"'
 """Alerts of dlmon's rules, whose names all begin so."""
 
+RANK_LINK = to(board.LOADER, run=field("Run"), rank=CELL)
 LOADER_LINK = to(board.LOADER, run=field("Run"), rank=field("Rank"), loader=CELL)
+
+_WHO = (
+    Column("Run", label="run", link=to(board.RUN_BOARD, run=CELL)),
+    Column("Rank", label="rank", link=RANK_LINK, width=70),
+    Column("Loader", label="loader", link=LOADER_LINK),
+    Column("Worker", label="worker", width=80),
+    Column("Node", label="instance", link=to(board.NODE, instance=CELL)),
+)
+"""Who it is, in a table of findings or alerts."""
 
 
 def findings(*matchers: str) -> Any:
@@ -32,11 +41,7 @@ def findings(*matchers: str) -> Any:
         ),
         Column("Severity", label="severity", mappings=palette.SEVERITY_NAMES, width=90),
         Column("Finding", label="finding", link=f"{board.DOCUMENTS}/findings.md#{CELL}"),
-        Column("Run", label="run", link=to(board.RUN_BOARD, run=CELL)),
-        Column("Rank", label="rank", link=RANK_LINK, width=70),
-        Column("Loader", label="loader", link=LOADER_LINK),
-        Column("Worker", label="worker", width=80),
-        Column("Node", label="instance", link=to(board.NODE, instance=CELL)),
+        *_WHO,
         source="sum by (severity, finding, run, rank, loader, worker, instance) "
         f"({select(FINDING, *matchers)})",
         rising=["Severity"],  # critical comes first in the alphabet, too
@@ -58,11 +63,7 @@ def alerts(*matchers: str) -> Any:
         Column("Severity", label="severity", mappings=palette.SEVERITY_NAMES, width=90),
         Column("State", label="alertstate", width=80),
         Column("Alert", label="alertname", link=f"{board.DOCUMENTS}/runbooks/{CELL}.md"),
-        Column("Run", label="run", link=to(board.RUN_BOARD, run=CELL)),
-        Column("Rank", label="rank", link=RANK_LINK, width=70),
-        Column("Loader", label="loader", link=LOADER_LINK),
-        Column("Worker", label="worker", width=80),
-        Column("Node", label="instance", link=to(board.NODE, instance=CELL)),
+        *_WHO,
         source="sum by (severity, alertstate, alertname, run, rank, loader, worker, instance) "
         f"({_alerts(*matchers)})",
         rising=["Severity", "State"],
