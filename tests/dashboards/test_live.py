@@ -91,30 +91,30 @@ def answer(live: World, query: Query, values: Values) -> list[dict[str, Any]]:
     return live.prometheus.now(expr) if query.instant else live.prometheus.over_time(expr)
 
 
-def by_name(query: Any) -> str:
-    return str(query.name)
+OWN_CGROUP = pytest.mark.skipif(
+    not MEMORY_CGROUPS, reason="needs root and a memory controller of version 1"
+)
+
+ASKED = [
+    pytest.param(query, id=str(query.name), marks=[OWN_CGROUP] * (query.name in OF_CGROUPS))
+    for query in queries()
+    if query.name not in NOT_TRIED_HERE
+]
 
 
-ASKED = [query for query in queries() if query.name not in NOT_TRIED_HERE]
-
-
-@pytest.mark.parametrize("query", ASKED, ids=by_name)
+@pytest.mark.parametrize("query", ASKED)
 def test_a_query_is_answered(live: World, query: Query) -> None:
     run = EMPTY_WHEN_HEALTHY.get(query.name, "vision")
-    if query.name in OF_CGROUPS and not MEMORY_CGROUPS:
-        pytest.skip("needs root and a memory controller of version 1")
     found = wait_for(lambda: answer(live, query, chosen(query, run)), query.expr, deadline=90)
     for series in found:
         # Further labels, or a name, would be columns of their own that do not join.
         assert query.kind != "table" or set(series["metric"]) <= set(query.fields)
 
 
-@pytest.mark.parametrize("query", ASKED, ids=by_name)
+@pytest.mark.parametrize("query", ASKED)
 def test_values_that_are_chosen_one_by_one_are_all_of_them(live: World, query: Query) -> None:
     """Several values, with what is special in a regular expression, are found as they are."""
     run = EMPTY_WHEN_HEALTHY.get(query.name, "vision")
-    if query.name in OF_CGROUPS and not MEMORY_CGROUPS:
-        pytest.skip("needs root and a memory controller of version 1")
     instance = live.agent.url.removeprefix("http://")
     loaders = ["train", "val", "left", "killed", "bad", "late"]
     several = {"rank": ["0", "1"], "loader": loaders, "instance": [instance], "job": ["dlmon"]}
@@ -378,7 +378,7 @@ def test_deaths_are_marked_and_counted_by_reason(live: World) -> None:
     assert answer(live, marks, chosen(marks, "gone"))
 
 
-@pytest.mark.skipif(not MEMORY_CGROUPS, reason="needs a memory controller of version 1")
+@OWN_CGROUP
 def test_the_memory_of_a_cgroup_is_compared_with_its_limit(live: World) -> None:
     (group,) = [
         group for group in live.snapshot()["cgroups"].values() if group["limit_bytes"] == LIMIT
