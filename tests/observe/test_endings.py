@@ -44,7 +44,10 @@ JOB = """
                 try:
                     os.kill(iterator._workers[0].pid, signal.SIGKILL)
                     while True:
-                        next(iterator)
+                        try:
+                            next(iterator)
+                        except (OSError, EOFError):  # a batch of the dead one
+                            pass
                 except RuntimeError:
                     pass
             if command == "break":
