@@ -126,7 +126,10 @@ class Server(socketserver.ThreadingTCPServer):
     def start(self) -> None:
         """Begin to serve, on a thread."""
         thread = threading.Thread(
-            target=self.serve_forever, kwargs={"poll_interval": 0.1}, name="dlmon-http", daemon=True
+            target=self.serve_forever,
+            kwargs={"poll_interval": None},
+            name="dlmon-http",
+            daemon=True,
         )
         thread.start()
         self._thread = thread  # only now: `shutdown` waits for ever on one that never ran
@@ -134,6 +137,8 @@ class Server(socketserver.ThreadingTCPServer):
     def close(self) -> None:
         """Stop serving and drop whoever is still connected; safe to call twice."""
         if self._thread is not None:
+            with suppress(OSError):  # who waits for connections is told that there are none to come
+                self.socket.shutdown(socket.SHUT_RDWR)
             self.shutdown()
             self._thread.join()
             self._thread = None
