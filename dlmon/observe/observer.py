@@ -11,16 +11,16 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from dlmon.observe import cgroups, loaders, processes
+from dlmon.observe import loaders, processes
 from dlmon.observe.containers import Place
 from dlmon.observe.endings import Endings, rank_key
 from dlmon.observe.memory import Scanner
 from dlmon.observe.parts import NANOSECONDS, Clock, Part, Seen, text
+from dlmon.observe.ranks import Ranks
 from dlmon.observe.retired import Retired
 from dlmon.observe.segments import Segments, Tracked
 from dlmon.observe.shm import Shm, seen_by
 from dlmon.observe.snapshot import (
-    CgroupMemory,
     Gpu,
     Histogram,
     Loader,
@@ -99,7 +99,7 @@ class Observer:
         self._sampler = processes.Sampler()
         self._cpu: processes.Totals[float] = processes.Totals()
         self._usages = Usages(scanner)
-        self._throttled: dict[Incarnation, float] = {}
+        self._ranks = Ranks()
         self._highest: dict[tuple[Incarnation, str], Loader] = {}
         self._retired: Retired[Incarnation] = Retired()
         self._clamped = 0
@@ -129,7 +129,8 @@ class Observer:
         ranks = {i: self._rank(i, g, clock) for i, g in by_incarnation.items() if _present(g)}
         self._forget(tracked, ranks)
         shown, superseded = _choose(ranks.values())
-        groups = _cgroups(shown)
+        members = {r.process.cgroup: r.pid for r in shown if r.process.cgroup is not None}
+        groups = self._ranks.memory(members)
         self._usages.finish()
         return Snapshot(
             time=clock.unix,
@@ -164,7 +165,7 @@ class Observer:
         self._usages.keep(slots)
         self._highest = {key: kept for key, kept in self._highest.items() if key[0] in ranks}
         self._left_out = {key for key in self._left_out if key[0] in ranks}
-        self._throttled = {who: last for who, last in self._throttled.items() if who in ranks}
+        self._ranks.keep({t.reading.rank_holder for t in tracked if t.reading.rank_holder})
         self._retired.keep(ranks)
 
     def _rank(self, who: Incarnation, group: Sequence[Tracked], clock: Clock) -> Rank:
@@ -193,7 +194,7 @@ class Observer:
             hooks={hook: hook not in missing for hook in HOOKS},
             shim_errors=sum(max(0, t.reading.rank["shim_errors"]) for t in group),
             orphan_workers=orphans,
-            process=self._process(who, attested, group) if attested else Process(),
+            process=self._process(attested, group) if attested else Process(),
             loaders=found,
             visible=bool(attested),
             gpus=self._gpus_of(attested),
@@ -204,19 +205,17 @@ class Observer:
     def _gpus_of(self, pid: int | None) -> tuple[str, ...]:
         return tuple(gpu.uuid for gpu in self._gpus if pid and pid in (gpu.pids or ()))
 
-    def _process(self, who: Incarnation, pid: int, group: Sequence[Tracked]) -> Process:
+    def _process(self, pid: int, group: Sequence[Tracked]) -> Process:
         """Look at a rank's process, and see whether its cgroup lets a scan of its workers end."""
-        process, shm = processes.rank_process(pid), self._shm(pid)
-        if shm is not None:
-            process = replace(process, shm_size_bytes=shm.size, shm_used_bytes=shm.used)
-        throttled = process.cpu_throttled_seconds
-        if throttled is not None:
-            if throttled > self._throttled.get(who, throttled):
-                self._usages.spare(
-                    [_slot(t, i) for t in group for i in range(t.reading.layout.workers)]
-                )
-            self._throttled[who] = throttled
-        return process
+        process, throttled = self._ranks.look(pid)
+        if throttled:
+            self._usages.spare(
+                [_slot(t, i) for t in group for i in range(t.reading.layout.workers)]
+            )
+        shm = self._shm(pid)
+        if shm is None:
+            return process
+        return replace(process, shm_size_bytes=shm.size, shm_used_bytes=shm.used)
 
     def _loaders(
         self, who: Incarnation, by_loader: Mapping[str, Sequence[Part]], clock: Clock
@@ -315,12 +314,6 @@ def _worker_held(worker: Worker, before: Worker) -> Worker:
         if earlier is not None and (now is None or now < earlier)
     }
     return replace(worker, **lower) if lower else worker
-
-
-def _cgroups(ranks: Iterable[Rank]) -> dict[str, CgroupMemory]:
-    """Return the memory of every cgroup that a living rank is in, each read once."""
-    members = {rank.process.cgroup: rank.pid for rank in ranks if rank.process.cgroup is not None}
-    return {path: cgroups.of(pid).memory() for path, pid in members.items()}
 
 
 def _choose(found: Iterable[Rank]) -> tuple[tuple[Rank, ...], tuple[Rank, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dlmon.observe import memory, processes
+from dlmon.observe import memory, processes, ranks
 from dlmon.observe.memory import Rollup, Scanner
 from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Process, Snapshot, Worker
@@ -108,6 +108,7 @@ def test_workers_of_a_rank_are_not_scanned_while_it_is_throttled(
         asked.append(pid)
         return real[1](pid)
 
+    monkeypatch.setattr(ranks, "SELDOM_SECONDS", 0.0)
     monkeypatch.setattr(processes, "rank_process", rank_process)
     monkeypatch.setattr(memory, "scan", scan)
     scanner = Scanner(0.1, 0.0)
