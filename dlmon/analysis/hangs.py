@@ -102,7 +102,7 @@ class HangWatcher:
         nothing = _NOTHING
         if not worker.up or worker.orphan:
             return WorkerFacts(worker, nothing, nothing, nothing, nothing)
-        key = (*loader_key, str(worker.slot))
+        key = (*loader_key, worker.slot)
         marker = (worker.pid, worker.batches, worker.failed)
         halted = worker.process_state in STOPPED
         stopped = self._stalls.lasted((*key, "stopped"), worker.pid) if halted else nothing

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from dlmon.observe.parts import NANOSECONDS, Clock, Part
 from dlmon.observe.snapshot import Histogram, Loader
@@ -173,11 +172,12 @@ def _sum_phases(parts: Sequence[Mapping[Phase, float]]) -> dict[Phase, float]:
 
 def _histogram(cells: Sequence[Cells], counts: str, total: str) -> Histogram:
     most = layout.HISTOGRAM_BUCKETS
-    buckets = [0] * most
-    columns = zip_longest(*(c.run(counts)[:most] for c in cells), fillvalue=0)
-    for bucket, column in enumerate(columns):
-        buckets[bucket] = sum(column) if min(column) >= 0 else sum(n for n in column if n > 0)
-    return Histogram(tuple(buckets), _total(cells, total) / NANOSECONDS)
+    none = (0,) * most
+    runs = [none, *(c.run(counts)[:most] for c in cells)]
+    if any(len(run) < most for run in runs) or any(c.below_zero(counts) for c in cells):
+        runs = [tuple(max(0, number) for number in (*run, *none)[:most]) for run in runs]
+    buckets = tuple(map(sum, zip(*runs, strict=True)))
+    return Histogram(buckets, _total(cells, total) / NANOSECONDS)
 
 
 def _by_name(cells: Sequence[Cells], run: str, names: Sequence[str]) -> dict[str, int]:

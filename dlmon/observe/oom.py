@@ -22,7 +22,7 @@ from dlmon.observe.statuses import Process
 FRESH_SECONDS = 10.0
 """So long before a death is noticed its kill may have been counted: what is large ends slowly."""
 
-_OFTEN, _SELDOM = 20, 5
+_OFTEN, _SELDOM = 20, 30
 """A process's cgroup is looked up in the first looks at it, when it may move, then in every nth."""
 
 

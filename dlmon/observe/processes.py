@@ -126,14 +126,23 @@ def numbers(path: str, *names: str) -> dict[str, int]:
     kB, which in /proc are units of 1,024, become bytes.
     """
     found = {}
-    with suppress(OSError, ValueError, IndexError), open(path, "rb") as file:
-        text = "\n" + file.read().decode("ascii", "replace")
+    with suppress(OSError, ValueError, IndexError):
+        text = "\n" + _read(path).decode("ascii", "replace")
         for name in names:
             _, there, rest = text.partition(f"\n{name}:")
             if there:
                 value, *unit = rest.partition("\n")[0].split()
                 found[name] = int(value) << (10 if unit == ["kB"] else 0)
     return found
+
+
+def _read(path: str) -> bytes:
+    """Read a file of /proc that one read has whole; a file object takes twice as long."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 1 << 14)
+    finally:
+        os.close(fd)
 
 
 def capabilities() -> int:

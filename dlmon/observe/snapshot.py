@@ -57,9 +57,12 @@ class Histogram:
     sum_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Worker:
-    """One worker slot of a loader.
+    """One worker slot of a loader. Nobody changes it once it is made.
+
+    It is not frozen: to make a frozen one takes four times as long, and the agent makes one of
+    every worker at every look.
 
     Attributes:
         slot: 0 to num_workers - 1; outlives processes.

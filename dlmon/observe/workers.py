@@ -33,7 +33,9 @@ def workers(parts: Sequence[Part], clock: Clock) -> tuple[Worker, ...]:
 
 def _worker(slot: int, parts: Sequence[Part], clock: Clock) -> Worker:
     """Sum one slot over a loader's segments; its state is that of the liveliest, then newest."""
-    batches = samples = failed = fetch_ns = progress = 0
+    batches = samples = failed = fetch_ns = progress = (
+        0  # an open fetch counts, if its worker lives
+    )
     cpu: float | None = None
     read: int | None = None
     faults: int | None = None
@@ -42,7 +44,10 @@ def _worker(slot: int, parts: Sequence[Part], clock: Clock) -> Worker:
         batches += max(0, meaning.fetched(cells))
         samples += max(0, meaning.samples(cells))
         failed += max(0, cells["fetch_failed"])
-        fetch_ns += max(0, cells["fetch_ns"]) + _open_fetch(part, slot)
+        since = meaning.fetching_since(cells)
+        fetch_ns += max(0, cells["fetch_ns"])
+        if since is not None and part.reading.worker_holders[slot] is not None:
+            fetch_ns += max(0, part.reading.now_ns - since)
         progress = max(progress, meaning.last_progress(cells))
         cpu = _plus(cpu, seen.cpu_seconds)
         read = _plus(read, seen.usage.read_bytes)
@@ -56,7 +61,7 @@ def _worker(slot: int, parts: Sequence[Part], clock: Clock) -> Worker:
     return Worker(
         slot=slot,
         up=up,
-        state=_state(up, shown, slot),
+        state=_state(up, shown, slot, fetching=since is not None),
         pid=seen.pid if up else None,
         last_progress=clock.moment(progress),
         batches=batches,
@@ -131,7 +136,7 @@ def _owed(part: Part, slot: int) -> int | None:
     return max(0, given - part.fetched[slot])
 
 
-def _state(up: bool | None, part: Part, slot: int) -> WorkerState | None:
+def _state(up: bool | None, part: Part, slot: int, *, fetching: bool) -> WorkerState | None:
     seen = part.workers[slot]
     if up is None:
         return None
@@ -139,7 +144,7 @@ def _state(up: bool | None, part: Part, slot: int) -> WorkerState | None:
         return WorkerState.ZOMBIE if seen.zombie else WorkerState.DEAD
     if seen.stopped:
         return WorkerState.STOPPED
-    if meaning.fetching_since(part.reading.workers[slot]) is not None:
+    if fetching:
         return WorkerState.FETCHING
     return WorkerState.HANDING_OVER if _handing_over(part, slot) else WorkerState.IDLE
 
@@ -150,11 +155,3 @@ def _handing_over(part: Part, slot: int) -> bool:
         return False
     task, count = part.consumed, part.reading.layout.workers
     return task % count == slot and part.fetched[slot] > task // count
-
-
-def _open_fetch(part: Part, slot: int) -> int:
-    """Return the nanoseconds of a living worker's open fetch."""
-    since = meaning.fetching_since(part.reading.workers[slot])
-    if since is None or part.reading.worker_holders[slot] is None:
-        return 0
-    return max(0, part.reading.now_ns - since)

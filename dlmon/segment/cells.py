@@ -31,23 +31,29 @@ class Cells(dict[str, int]):
     the agent asks for dozens of cells of every worker once a second.
     """
 
-    __slots__ = ("_places", "_sums", "raw")
+    __slots__ = ("_places", "_sums", "_values", "raw")
 
     def __init__(self, places: Places, raw: bytes) -> None:
         """Take the bytes of a slot."""
         values = struct.unpack(f"<{len(raw) // CELL}q", raw)
         super().__init__({name: values[first] for name, (first, _) in places.items()})
         self.raw = raw
+        self._values = values
         self._places = places
         self._sums: dict[str, int] = {}
 
     def __missing__(self, name: str) -> int:
         return 0
 
+    def below_zero(self, name: str) -> bool:
+        """Return whether any cell of the field `name` is; the last byte of each has its sign."""
+        first, count = self._places.get(name, (0, 0))
+        return not self.raw[(first + 1) * CELL - 1 : (first + count) * CELL : CELL].isascii()
+
     def run(self, name: str) -> tuple[int, ...]:
         """Return all cells of the field `name`."""
         first, count = self._places.get(name, (0, 0))
-        return struct.unpack_from(f"<{count}q", self.raw, first * CELL)
+        return self._values[first : first + count]
 
     def total(self, name: str) -> int:
         """Return the sum of all cells of the field `name`."""
@@ -97,19 +103,21 @@ class Layout:
 
     def cells(self, data: bytes, slot: int) -> Cells:
         """Return the cells of slot `slot` in the file's bytes `data`."""
-        return Cells(self.places[min(slot, 1)], self.raw(data, slot))
+        return self.made_of(self.raw(data, slot), slot)
+
+    def made_of(self, raw: bytes, slot: int) -> Cells:
+        """Return the cells of slot `slot` in its bytes `raw`."""
+        return Cells(self.places[min(slot, 1)], raw)
 
     def settled(self, reads: Sequence[bytes], slot: int) -> bool:
-        """Return whether nothing of a slot changed while the second of three reads was made.
+        """Return whether nothing of a slot changed while the second of three reads of it was made.
 
         The read before tells that an update had ended, the one after that no other had begun. The
         read itself cannot: the kernel copies in whichever order it likes. Of reads that are equal
         as a whole one is enough.
         """
-        start = self.slot_offset(slot)
         for group in self.stamps[min(slot, 1)]:
-            at = [slice(start + stamp, start + stamp + CELL) for stamp in group]
-            if len({read[place] for read in reads for place in at}) > 1:
+            if len({read[at : at + CELL] for read in reads for at in group}) > 1:
                 return False
         return True
 

@@ -114,13 +114,14 @@ class SegmentFile:
         cells = {}
         for slot in range(plan.workers, -1, -1):
             window = reads[:1] if still else reads[:3] if slot else reads[1:]
+            raws = [plan.raw(read, slot) for read in window]
             known = self._good.get(slot)
-            if still and known is not None and known.raw == plan.raw(reads[0], slot):
+            if still and known is not None and known.raw == raws[0]:
                 cells[slot] = known  # nothing was written since it was settled
-            elif plan.settled(window, slot):
-                cells[slot] = self._good[slot] = plan.cells(window[len(window) // 2], slot)
+            elif plan.settled(raws, slot):
+                cells[slot] = self._good[slot] = plan.made_of(raws[len(raws) // 2], slot)
             else:
-                unsettled.append((slot, reads[1:3] if slot else reads[2:]))
+                unsettled.append((slot, (raws * 2)[-2:]))
         stale = 0
         for slot, window in unsettled:
             cells[slot], missed = self._again(slot, window)
@@ -153,11 +154,11 @@ class SegmentFile:
         plan = self.layout
         window = last_two
         for _ in range(ATTEMPTS):
-            window = [*window[-2:], self._whole()]
+            window = [*window[-2:], plan.raw(self._whole(), slot)]
             if plan.settled(window, slot):
-                self._good[slot] = found = plan.cells(window[1], slot)
+                self._good[slot] = found = plan.made_of(window[1], slot)
                 return found, 0
-        return self._good.get(slot, plan.cells(window[-1], slot)), 1
+        return self._good.get(slot, plan.made_of(window[-1], slot)), 1
 
     def _whole(self) -> bytes:
         data = self._pread(self.layout.size)
