@@ -7,6 +7,7 @@ where there is any; the windows of rates are a minute, those of recording rules 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from dlmon.gen.rules import recording
 from dlmon.gen.rules.recording import Recording
@@ -112,14 +113,15 @@ def _alerts(moment: Moment) -> Series:
     """Those that Prometheus has; that of the test fires for what the snapshot has found."""
     found: dict[Labels, float] = {}
     for labels in (*moment.alerts, *_examples(moment)):
-        if moment.chooses(labels, or_none=True):
+        # An alert may be about many jobs of Prometheus': no dashboard asks for one's.
+        if moment.chooses({**labels, "job": ""}, or_none=True):
             found[frozenset(labels.items())] = 1
     return found
 
 
 def _examples(moment: Moment) -> Iterator[Mapping[str, str]]:
     alert = {"alertname": "DlmonExample", "alertstate": "firing", "severity": "warning"}
-    for labels in of.FINDINGS_OR_NONE(moment):
+    for labels in of.FINDINGS(replace(moment, chosen={})):
         yield {**dict(labels), **alert}
 
 
@@ -131,7 +133,7 @@ def _up(moment: Moment) -> Series:
     return {
         frozenset({("instance", instance)}): up
         for instance, up in moment.targets.items()
-        if moment.chooses({"instance": instance})
+        if moment.chooses({"instance": instance, "job": "dlmon"})
     }
 
 

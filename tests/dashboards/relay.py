@@ -83,8 +83,8 @@ class Relay:
         asked.send_header("Content-Type", kind)
         asked.send_header("Content-Length", str(len(page)))
         asked.end_headers()
+        self.looks.append(Look(arrived, now_ms(), snapshot, series))  # before it can be asked about
         asked.wfile.write(page)
-        self.looks.append(Look(arrived, now_ms(), snapshot, series))
 
     def at(self, scraped: int) -> Look:
         """What was said to the scrape that has this time, Unix time in ms."""

@@ -12,7 +12,7 @@ HEALTHY = """
     dlmon.instrument(run="vision", rank=rank)
 
     import torch
-    from torch.utils.data import DataLoader, Dataset
+    from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 
     class Slow(Dataset):
@@ -20,7 +20,8 @@ HEALTHY = """
             return 160 * (2 - rank)  # seconds: long enough for PSS and USS of its workers
 
         def __getitem__(self, index):
-            time.sleep(0.03 * (1 + rank))
+            worker = get_worker_info().id  # one of rank 1's is slower than the other: it reorders
+            time.sleep(0.06 if rank and worker else 0.02)
             return torch.zeros(1000)
 
 
@@ -29,7 +30,7 @@ HEALTHY = """
         val = dlmon.name(DataLoader(list(range(5))), "val")
         while True:
             for batch in train:
-                time.sleep(0.01)
+                time.sleep(0.01 if rank else 0.05)  # rank 0's workers are ready before it is
             for batch in val:
                 pass
 """

@@ -36,17 +36,17 @@ EMPTY_WHEN_HEALTHY = {
     "dlmon-cluster/Workers that died/A": "faulty",  # a worker was killed
     "dlmon-cluster/Workers that died/B": "faulty",  # in its cgroup memory ran out
     "dlmon-node/Working set, and OOM kills/B": "faulty",
-    "dlmon-run/Findings/A": "gone",
-    "dlmon-run/Alerts/A": "gone",
-    "dlmon-run/Alerts/marks": "gone",
-    "dlmon-run/What is wrong now/A": "gone",
+    "dlmon-run/Findings/A": "faulty",
+    "dlmon-run/Alerts/A": "faulty",
+    "dlmon-run/Alerts/marks": "faulty",
+    "dlmon-run/What is wrong now/A": "faulty",
     "dlmon-run/Memory of cgroups, of their limit/A": "faulty",  # is in a cgroup with a limit
     "dlmon-run/What the shim could not observe/A": "gone",  # its torch lacks a place to hook into
     "dlmon-run/What the shim could not observe/B": "strange",  # what it raises cannot be looked at
     "dlmon-loader/Findings/A": "faulty",
-    "dlmon-loader/Alerts/A": "gone",
-    "dlmon-loader/Alerts/marks": "gone",
-    "dlmon-loader/What is wrong now/A": "gone",
+    "dlmon-loader/Alerts/A": "faulty",
+    "dlmon-loader/Alerts/marks": "faulty",
+    "dlmon-loader/What is wrong now/A": "faulty",
     "dlmon-loader/Restarts and deaths of workers/B": "faulty",
     "dlmon-loader/Errors, timeouts, batches thrown away/A": "faulty",  # a dataset that raises
     "dlmon-loader/Errors, timeouts, batches thrown away/B": "faulty",  # slower than its timeout=
@@ -86,10 +86,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 Choice = Mapping[str, Sequence[str]]
 
 
-def choices(live: World, query: Query) -> tuple[Choice, Choice]:
-    """Values of the variables of a query's dashboard: all that there are, and some of them.
+def choices(live: World, query: Query) -> list[Choice]:
+    """Values of the variables of a query's dashboard: all, some, and of each in turn nobody's.
 
-    A dashboard that is about one run is about that one both times.
+    A dashboard that is about one run is about that one, where it is not about nobody's.
     """
     run = EMPTY_WHEN_HEALTHY.get(query.name, "vision")
     faulty = query.name in EMPTY_WHEN_HEALTHY
@@ -97,7 +97,8 @@ def choices(live: World, query: Query) -> tuple[Choice, Choice]:
     few = {"run": [run], "instance": [own], "job": ["dlmon"]} | (SOME_OF_FAULTS if faulty else SOME)
     all_of = {**EVERYTHING, "run": ALL if query.board == "dlmon-cluster" else [run]}
     names = [variable["name"] for variable in variables(boards()[query.board])]
-    return {name: all_of[name] for name in names}, {name: few[name] for name in names}
+    chosen = [{name: values[name] for name in names} for values in (all_of, few)]
+    return [*chosen, *({**chosen[0], name: ["nobody"]} for name in names)]
 
 
 def asked(live: World, query: Query, chosen: Choice, moment: int) -> Series:
@@ -123,27 +124,29 @@ def _equal(one: float | None, other: float | None) -> bool:
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
 
 
-def answered(live: World, query: Query, chosen: Choice) -> tuple[int, ...]:
-    """When a query was answered last, and at half the time that it was, in ms.
+def times(live: World, query: Query, chosen: Choice) -> list[int]:
+    """When a query was answered last, and at half of the times that it was, or was not, in ms.
 
     The last is now, but that a fault may be over. What only Prometheus knows, it knows of now only.
     """
+    expr = interpolated(query.expr, chosen)
 
-    def found() -> tuple[int, ...]:
-        now, expr = now_ms(), interpolated(query.expr, chosen)
-        if live.prometheus.at(expr, now) and query.name in ONLY_PROMETHEUS_KNOWS:
-            return (now,)
-        times = live.prometheus.answered(expr, now)
-        return (times[-1], times[len(times) // 2]) if times else ()
+    def found() -> list[int]:
+        now = now_ms()
+        if query.name in ONLY_PROMETHEUS_KNOWS:
+            return [now] if live.prometheus.at(expr, now) else []
+        answered, silent = live.prometheus.answered(expr, now)
+        middles = (times[len(times) // 2] for times in (answered, silent) if times)
+        return [answered[-1], *middles] if answered else []
 
     return wait_for(found, f"answer to {query.expr}", deadline=90)
 
 
 def disagreement(live: World, query: Query) -> str:
     """In what a query's answers differ from the snapshots, "" for nothing."""
-    all_of, few = choices(live, query)
-    times, known = answered(live, query, all_of), live.moment()
-    for asked_at, chosen in itertools.product(times, (all_of, few)):
+    chosen_ones = choices(live, query)
+    moments, known = times(live, query, chosen_ones[0]), live.moment()
+    for asked_at, chosen in itertools.product(moments, chosen_ones):
         answer = asked(live, query, chosen, asked_at)
         wrong: list[Difference] = []
         for late in LATE_MS:
@@ -165,11 +168,40 @@ def disagreement(live: World, query: Query) -> str:
     ],
 )
 def test_a_query_answers_what_the_snapshots_say(live: World, query: Query) -> None:
-    """Asked for all and for some; again, where a scrape came between the question and the look."""
+    """Asked for all, some and none; again, where a scrape came between question and look."""
     end = time.monotonic() + DEADLINE_SECONDS
     while wrong := disagreement(live, query):
         if time.monotonic() > end:
             pytest.fail(wrong)
+
+
+WRONG = [
+    ("dlmon-run/Samples per second/A", "sum(", "max("),
+    ("dlmon-run/Ranks/K", "rate(", "increase("),
+    ("dlmon-run/Loaders/A", "loader:dlmon_wait:ratio_rate5m", "loader:dlmon_wait:rate5m"),
+    ("dlmon-run/Ranks up/A", 'run="$run", ', ""),
+    ("dlmon-loader/Batches per second/A", ', loader=~"$loader"', ""),
+    ("dlmon-loader/Restarts and deaths of workers/B", ', reason!="normal"', ""),
+    ("dlmon-loader/Errors, timeouts, batches thrown away/A", " > 0", ""),
+    ("dlmon-node/Runs/A", "run, instance", "run"),
+]
+"""Queries, and what is put in place of what in them."""
+
+
+@pytest.mark.parametrize(("name", "right", "wrong"), WRONG)
+def test_a_wrong_query_is_noticed(live: World, name: str, right: str, wrong: str) -> None:
+    (query,) = [query for query in queries() if query.name == name]
+    assert right in query.expr
+    assert disagreement(live, replace(query, expr=query.expr.replace(right, wrong)))
+
+
+def test_a_missing_a_further_and_another_series_or_value_are_differences() -> None:
+    one, two = frozenset({("rank", "0")}), frozenset({("rank", "1")})
+    assert differences({one: 1.0}, {one: 1.0 + 1e-8}) == []
+    assert differences({one: 1.0}, {one: 1.0001}) == [(one, 1.0, 1.0001)]
+    assert differences({}, {one: 0.0}) == [(one, None, 0.0)]
+    assert differences({one: 0.0}, {}) == [(one, 0.0, None)]
+    assert len(differences({one: 1.0}, {two: 1.0})) == 2
 
 
 def test_every_query_has_its_entry_and_every_entry_its_query() -> None:

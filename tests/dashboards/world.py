@@ -53,8 +53,8 @@ SCRAPE_SECONDS = 3
 LIMIT = 2 * GIB
 MEMORY_CGROUPS = os.access(memory_cgroups.ROOT / "cgroup.procs", os.W_OK)
 
-UTILIZATION = 37
-"""Per cent, of both GPUs."""
+UTILIZATION = (37, 61, 13)
+"""Per cent, of the GPUs of the two healthy ranks and of the faulty one."""
 
 AGENT = """
 web: {listen_address: "127.0.0.1:0"}
@@ -64,12 +64,13 @@ limits: {loaders_per_rank: %d}
 
 RULES_OF_RECORDING = '{__name__=~".+:.+"}'
 
-EXAMPLE_ALERT = {
-    "alert": "DlmonExample",
-    "expr": "dlmon_finding",
-    "labels": {"severity": "warning"},
-}
-"""Fires at once for whatever is found; the shipped ones hold for minutes first."""
+EXAMPLE_ALERTS = [
+    {"alert": "DlmonExample", "expr": "dlmon_finding", "labels": {"severity": "warning"}},
+    {"alert": "Others", "expr": "vector(1)", "labels": {"severity": "warning"}},
+]
+"""Fire at once, for whatever is found and always; the shipped ones hold for minutes first."""
+
+OWN_ALERTS = [alert["alert"] for alert in EXAMPLE_ALERTS]
 
 
 class Prometheus:
@@ -77,7 +78,7 @@ class Prometheus:
 
     def __init__(self, program: Path, folder: Path, targets: Sequence[str]) -> None:
         extra = folder / "example.yml"
-        extra.write_text(json.dumps({"groups": [{"name": "example", "rules": [EXAMPLE_ALERT]}]}))
+        extra.write_text(json.dumps({"groups": [{"name": "example", "rules": EXAMPLE_ALERTS}]}))
         interval = f"{SCRAPE_SECONDS}s"
         config = {
             "global": {"scrape_interval": interval, "evaluation_interval": interval},
@@ -139,13 +140,15 @@ class Prometheus:
             samples.update(round(time * 1000) for time, _ in series["values"])
         return {instance: sorted(samples) for instance, samples in found.items()}
 
-    def answered(self, expr: str, until: int) -> list[int]:
-        """The times, in ms, at which a query was answered: of one each scrape, up to now."""
+    def answered(self, expr: str, until: int) -> tuple[list[int], list[int]]:
+        """The times, in ms, at which a query was answered, and was not: one each scrape so far."""
         step, end = SCRAPE_SECONDS, until / 1000
         begin = end - (end - self.began) // step * step
         found = self.ask("query_range", query=expr, start=begin, end=end, step=step)["result"]
         points = [point for series in found for point in series["values"]]
-        return sorted({round(time * 1000) for time, value in points if value != "NaN"})
+        answered = {round(time * 1000) for time, value in points if value != "NaN"}
+        every = range(round(begin * 1000), until + 1, step * 1000)
+        return sorted(answered), [time for time in every if time not in answered]
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -220,7 +223,7 @@ class World:
             alerts=[
                 {**alert["labels"], "alertstate": alert["state"]}
                 for alert in alerts
-                if alert["labels"]["alertname"] != EXAMPLE_ALERT["alert"]
+                if alert["labels"]["alertname"] not in OWN_ALERTS
             ],
             targets={one["labels"]["instance"]: float(one["health"] == "up") for one in targets},
         )
@@ -236,7 +239,10 @@ def world(folder: Path) -> Iterator[World]:
         jobs = JobStarter(folder, directory)
         stack.callback(jobs.close)
         ranks = (jobs(HEALTHY, env={"RANK": "0"}), jobs(HEALTHY, env={"RANK": "1"}))
-        stack.enter_context(_gpus(folder, ranks))
+        faulty = jobs(FAULTY)
+        if group:
+            (group / "cgroup.procs").write_text(str(faulty.pid))
+        stack.enter_context(_gpus(folder, (*ranks, faulty)))
         agent = stack.enter_context(_agent(folder / "agent.yml", directory))
         script = folder / "troubled.py"
         script.write_text(textwrap.dedent(TROUBLED_AGENT))
@@ -250,9 +256,6 @@ def world(folder: Path) -> Iterator[World]:
         stack.callback(prometheus.close)
         wait_for(prometheus.ready, "Prometheus ready")
         made = World(agent, prometheus, dict(zip(targets, relays, strict=True)))
-        faulty = jobs(FAULTY)
-        if group:
-            (group / "cgroup.procs").write_text(str(faulty.pid))
         jobs(UNOBSERVED, name="unobserved.py", env={"DLMON_DISABLE": "1"})
         gone = jobs(GONE)
         _kill(made, gone)
@@ -276,21 +279,30 @@ def _agent(
 
 
 def _kill(made: World, gone: Job) -> None:
-    """Kill a training process, and a worker of another one, once Prometheus has seen them live."""
+    """Kill a training process, and a worker of another one, once Prometheus has seen them live.
+
+    A worker that the training process leaves behind is stopped before, so that it stays.
+    """
     wait_for(
         lambda: made.prometheus.now('dlmon_worker_up{run="gone"}'), "the run gone in Prometheus"
     )
+    os.kill(_worker(made, "gone", "train"), signal.SIGSTOP)
     os.kill(gone.pid, signal.SIGKILL)
     exits = 'dlmon_loader_worker_exits_total{loader="killed"}'
     wait_for(lambda: made.prometheus.now(exits), "the loader killed in Prometheus")
+    os.kill(_worker(made, "faulty", "killed"), signal.SIGKILL)
 
-    def worker() -> int:
-        for loader in made.rank("faulty", "0")["loaders"]:
-            if loader["name"] == "killed" and loader["workers"][0]["pid"]:
+
+def _worker(made: World, run: str, name: str) -> int:
+    """The pid of a loader's first worker, once it has one."""
+
+    def pid() -> int:
+        for loader in made.rank(run, "0")["loaders"]:
+            if loader["name"] == name and loader["workers"][0]["pid"]:
                 return int(loader["workers"][0]["pid"])
         return 0
 
-    os.kill(wait_for(worker, "a worker to kill"), signal.SIGKILL)
+    return wait_for(pid, f"a worker of {name}")
 
 
 def _run_out_of_memory(made: World, group: Path) -> None:
@@ -308,8 +320,8 @@ def _gpus(folder: Path, ranks: Sequence[Job]) -> Iterator[None]:
     compiler = require_tool("gcc")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, NVML], check=True, timeout=60)
     lines = [
-        f"gpu 0 0 {UTILIZATION} {3 * GIB} {8 * GIB} {job.pid} 0 GPU-{number}\n"
-        for number, job in enumerate(ranks)
+        f"gpu 0 0 {used} {(number + 1) * GIB} {8 * GIB} {job.pid} 0 GPU-{number}\n"
+        for number, (job, used) in enumerate(zip(ranks, UTILIZATION, strict=True))
     ]
     (folder / "nvml").write_text("".join(lines))
     with pytest.MonkeyPatch.context() as patch:
