@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 HEALTHY = """
+    import mmap
     import os
     import time
 
@@ -22,6 +23,11 @@ HEALTHY = """
         def __getitem__(self, index):
             worker = get_worker_info().id  # one of rank 1's is slower than the other: it reorders
             time.sleep(0.06 if rank and worker else 0.02)
+            with open(__file__) as file:  # from storage, by a major page fault
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as page:
+                    page[0]
             return torch.zeros(1000)
 
 
@@ -113,13 +119,26 @@ GONE = """
 """
 
 UNOBSERVED = """
+    import os
     import time
 
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, Dataset
+
+
+    class Cold(Dataset):
+        def __len__(self):
+            return 10**6
+
+        def __getitem__(self, index):
+            with open(__file__, "rb") as file:  # from storage, not from memory
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                return len(file.read())
+
 
     if __name__ == "__main__":
-        for batch in DataLoader(list(range(10**6)), num_workers=1):
-            time.sleep(0.01)
+        for batch in DataLoader(Cold(), num_workers=1):
+            time.sleep(0.1)
 """
 
 STRANGE = """
