@@ -25,14 +25,17 @@ ALL = (".+",)
 
 SECOND, MINUTE = 1000, 60_000
 
+TIMEOUT = 3 * SECOND
+"""After which Prometheus takes a scrape to have failed: then there is nothing until the next."""
+
 
 @dataclass(frozen=True)
 class Scrape:
-    """One scrape: of whom, when, and what there was to see; times are in ms."""
+    """One scrape: of whom, when in ms, and what there was to see; None if it came too late."""
 
     instance: str
     time: int
-    look: Look
+    look: Look | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Moment:
     def seen(self, seconds: float = 300) -> Iterator[Scrape]:
         """The scrapes of a while whose samples are there."""
         for scrape in self.scrapes:
-            there = scrape.look.done + self.late if self.rule else scrape.time
+            there = scrape.time
+            if self.rule:
+                there = scrape.look.done + self.late if scrape.look else there + TIMEOUT
             if self.time - seconds * SECOND <= scrape.time and there <= self.time:
                 yield scrape
 
@@ -133,6 +138,8 @@ class Source:
 
 @functools.cache
 def _rows(source: Source, scrape: Scrape) -> list[Row]:
+    if scrape.look is None:
+        return []
     target = {"instance": scrape.instance, "job": "dlmon"}
     return [({**labels, **target}, value) for labels, value in source.rows(scrape.look)]
 

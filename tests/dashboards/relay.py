@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import json
 import re
 import threading
@@ -84,7 +85,8 @@ class Relay:
         asked.send_header("Content-Length", str(len(page)))
         asked.end_headers()
         self.looks.append(Look(arrived, now_ms(), snapshot, series))  # before it can be asked about
-        asked.wfile.write(page)
+        with contextlib.suppress(ConnectionError):  # it may have given up
+            asked.wfile.write(page)
 
     def at(self, scraped: int) -> Look:
         """What was said to the scrape that has this time, Unix time in ms."""

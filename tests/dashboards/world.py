@@ -209,13 +209,18 @@ class World:
     def moment(self) -> Moment:
         """All that is known now."""
         scraped = self.prometheus.times("dlmon_agent_build_info")
+        tried = self.prometheus.times("up")
         alerts = self.prometheus.ask("alerts")["alerts"]
         targets = self.prometheus.ask("targets")["activeTargets"]
         return Moment(
             time=now_ms(),
             scrapes=[
-                Scrape(instance, time, self.relays[instance].at(time))
-                for instance, times in scraped.items()
+                Scrape(
+                    instance,
+                    time,
+                    self.relays[instance].at(time) if time in scraped[instance] else None,
+                )
+                for instance, times in tried.items()
                 for time in times
             ],
             evaluations=self.prometheus.times(RULES_OF_RECORDING).get("", []),
