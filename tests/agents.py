@@ -10,15 +10,17 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 DEADLINE_SECONDS = 60.0
 
 
 class Agent:
-    """A running `dlmon agent` on a free port."""
+    """A running `dlmon agent` on a free port, or a script of a test's that runs it."""
 
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "dlmon", "agent", *arguments]
+    def __init__(self, *arguments: str, script: Path | None = None) -> None:
+        program = [str(script)] if script else ["-m", "dlmon", "agent"]
+        command = [sys.executable, *program, *arguments]
         if "--config" not in arguments:
             command += ["--web.listen-address", "127.0.0.1:0"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, bufsize=1)
@@ -54,8 +56,8 @@ class Agent:
 
 
 @contextlib.contextmanager
-def running(*arguments: str) -> Iterator[Agent]:
-    agent = Agent(*arguments)
+def running(*arguments: str, script: Path | None = None) -> Iterator[Agent]:
+    agent = Agent(*arguments, script=script)
     try:
         yield agent
     finally:

@@ -14,6 +14,7 @@ from dlmon.catalog import METRICS, Kind
 from dlmon.gen.dashboards.promql import hours, worst
 from dlmon.gen.rules import recording
 from dlmon.gen.rules.recording import RECORDINGS
+from tests.dashboards.expected import EXPECTED
 from tests.dashboards.reading import Json, Query, names, queries
 
 PROMETHEUS = {"ALERTS", "up"}
@@ -51,6 +52,10 @@ def test_a_query_asks_for_metrics_that_exist_and_hides_no_absence(query: Query) 
     assert used <= known()
     assert "vector(" not in query.expr
     assert " or " not in query.expr
+
+
+def test_it_is_said_of_every_query_what_it_must_answer() -> None:
+    assert EXPECTED.keys() == {query.name for query in queries()}
 
 
 def test_every_metric_is_shown_somewhere() -> None:

@@ -12,10 +12,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,17 @@ import yaml
 from tests import memory_cgroups
 from tests.agents import Agent, running
 from tests.conftest import require_tool
+from tests.dashboards.past import Moment, Scrape
 from tests.dashboards.reading import ROOT
+from tests.dashboards.relay import Relay, now_ms
+from tests.dashboards.scripts import (
+    FAULTY,
+    GONE,
+    HEALTHY,
+    STRANGE,
+    TROUBLED_AGENT,
+    UNOBSERVED,
+)
 from tests.jobs import Job, JobStarter, wait_for
 from tests.memory_cgroups import memory_cgroup
 
@@ -41,153 +53,38 @@ SCRAPE_SECONDS = 3
 LIMIT = 2 * GIB
 MEMORY_CGROUPS = os.access(memory_cgroups.ROOT / "cgroup.procs", os.W_OK)
 
-UTILIZATION = 37
-"""Per cent, of both GPUs."""
+UTILIZATION = (37, 61, 13)
+"""Per cent, of the GPUs of the two healthy ranks and of the faulty one."""
 
 AGENT = """
 web: {listen_address: "127.0.0.1:0"}
 memory: {pss_interval_seconds: 1, pss_cpu_budget_ratio: 0.2}
+limits: {loaders_per_rank: %d}
 """
 
-HEALTHY = """
-    import os
-    import time
+RULES_OF_RECORDING = '{__name__=~".+:.+"}'
 
-    import dlmon
+EXAMPLE_ALERTS = [
+    {"alert": "DlmonExample", "expr": "dlmon_finding", "labels": {"severity": "warning"}},
+    {"alert": "Others", "expr": "vector(1)", "labels": {"severity": "warning"}},
+]
+"""Fire at once, for whatever is found and always; the shipped ones hold for minutes first."""
 
-    rank = int(os.environ["RANK"])
-    dlmon.instrument(run="vision", rank=rank)
-
-    import torch
-    from torch.utils.data import DataLoader, Dataset
-
-
-    class Slow(Dataset):
-        def __len__(self):
-            return 160 * (2 - rank)  # seconds: long enough for PSS and USS of its workers
-
-        def __getitem__(self, index):
-            time.sleep(0.03 * (1 + rank))
-            return torch.zeros(1000)
-
-
-    if __name__ == "__main__":
-        train = dlmon.name(DataLoader(Slow(), batch_size=2, num_workers=2), "train")
-        val = dlmon.name(DataLoader(list(range(5))), "val")
-        while True:
-            for batch in train:
-                time.sleep(0.01)
-            for batch in val:
-                pass
-"""
-
-FAULTY = """
-    import time
-
-    import dlmon
-
-    dlmon.instrument(run="faulty", rank=0)
-
-    import torch
-    from torch.utils.data import DataLoader, Dataset, get_worker_info
-
-
-    class Bad(Dataset):
-        def __len__(self):
-            return 12
-
-        def __getitem__(self, index):
-            if index == 5:
-                raise ValueError("a sample that cannot be read")
-            return index
-
-
-    class Fine(Dataset):
-        def __len__(self):
-            return 2000
-
-        def __getitem__(self, index):
-            time.sleep(0.01)
-            return index
-
-
-    class Stuck(Fine):
-        def __getitem__(self, index):
-            time.sleep(1.3)
-            return index
-
-
-    if __name__ == "__main__":
-        left = dlmon.name(DataLoader(Fine(), num_workers=2), "left")
-        killed = dlmon.name(DataLoader(Fine(), num_workers=1), "killed")
-        bad = dlmon.name(DataLoader(Bad(), num_workers=1), "bad")
-        late = dlmon.name(DataLoader(Stuck(), num_workers=1, timeout=1), "late")
-        try:
-            while True:
-                for batch in killed:
-                    pass
-        except RuntimeError as error:  # never iterated again: so its finding stays
-            print(error, flush=True)
-        while True:
-            for number, batch in enumerate(left):
-                if number == 3:
-                    break
-            for loader in (bad, late):
-                try:
-                    for batch in loader:
-                        pass
-                except (ValueError, RuntimeError) as error:
-                    print(type(error), flush=True)
-"""
-
-GONE = """
-    import time
-
-    from torch.utils.data._utils import fetch
-
-    del fetch._IterableDatasetFetcher.fetch  # a torch that lacks one of the places to hook into
-
-    import dlmon
-
-    dlmon.instrument(run="gone", rank=0)
-
-    from torch.utils.data import DataLoader
-
-    if __name__ == "__main__":
-        for batch in dlmon.name(DataLoader(list(range(10**6)), num_workers=1), "train"):
-            time.sleep(0.01)
-"""
-
-UNOBSERVED = """
-    import time
-
-    from torch.utils.data import DataLoader
-
-    if __name__ == "__main__":
-        for batch in DataLoader(list(range(10**6)), num_workers=1):
-            time.sleep(0.01)
-"""
-
-EXAMPLE_ALERT = {
-    "alert": "DlmonExample",
-    "expr": "dlmon_finding",
-    "labels": {"severity": "warning"},
-}
-"""Fires at once for whatever is found; the shipped ones hold for minutes first."""
+OWN_ALERTS = [alert["alert"] for alert in EXAMPLE_ALERTS]
 
 
 class Prometheus:
     """A real Prometheus on a free port, in a folder of its own, scraping every `SCRAPE_SECONDS`."""
 
-    def __init__(self, program: Path, folder: Path, target: str) -> None:
+    def __init__(self, program: Path, folder: Path, targets: Sequence[str]) -> None:
         extra = folder / "example.yml"
-        extra.write_text(json.dumps({"groups": [{"name": "example", "rules": [EXAMPLE_ALERT]}]}))
+        extra.write_text(json.dumps({"groups": [{"name": "example", "rules": EXAMPLE_ALERTS}]}))
         interval = f"{SCRAPE_SECONDS}s"
         config = {
             "global": {"scrape_interval": interval, "evaluation_interval": interval},
             "rule_files": [str(RULES / "*.yml"), str(extra)],
             "scrape_configs": [
-                {"job_name": "dlmon", "static_configs": [{"targets": [target]}]},
+                {"job_name": "dlmon", "static_configs": [{"targets": list(targets)}]},
             ],
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -226,21 +123,32 @@ class Prometheus:
             return True
         return False
 
-    def now(self, expr: str) -> list[Json]:
-        """The series of an instant query, those that are no number left out."""
-        found = self.ask("query", query=expr)["result"]
-        return [series for series in found if not math.isnan(float(series["value"][1]))]
+    def at(self, expr: str, time: int) -> list[tuple[dict[str, str], float]]:
+        """The labels and values of a query at a Unix time in ms, NaN left out."""
+        found = self.ask("query", query=expr, time=time / 1000)["result"]
+        numbers = [(series["metric"], float(series["value"][1])) for series in found]
+        return [(labels, value) for labels, value in numbers if not math.isnan(value)]
 
-    def over_time(self, expr: str) -> list[Json]:
-        """The series of a range query, since Prometheus was started, that have a number."""
-        end = time.time()
-        step = max(SCRAPE_SECONDS, (end - self.began) / 100)
-        found = self.ask("query_range", query=expr, start=self.began, end=end, step=step)["result"]
-        return [
-            series
-            for series in found
-            if any(not math.isnan(float(value)) for _, value in series["values"])
-        ]
+    def now(self, expr: str) -> list[tuple[dict[str, str], float]]:
+        return self.at(expr, now_ms())
+
+    def times(self, selector: str) -> dict[str, list[int]]:
+        """The times of the samples of a selector's series so far, in ms, by `instance`."""
+        found: dict[str, set[int]] = defaultdict(set)
+        for series in self.ask("query", query=f"{selector}[1h]")["result"]:
+            samples = found[series["metric"].get("instance", "")]
+            samples.update(round(time * 1000) for time, _ in series["values"])
+        return {instance: sorted(samples) for instance, samples in found.items()}
+
+    def answered(self, expr: str, until: int) -> tuple[list[int], list[int]]:
+        """The times, in ms, at which a query was answered, and was not: one each scrape so far."""
+        step, end = SCRAPE_SECONDS, until / 1000
+        begin = end - (end - self.began) // step * step
+        found = self.ask("query_range", query=expr, start=begin, end=end, step=step)["result"]
+        points = [point for series in found for point in series["values"]]
+        answered = {round(time * 1000) for time, value in points if value != "NaN"}
+        every = range(round(begin * 1000), until + 1, step * 1000)
+        return sorted(answered), [time for time in every if time not in answered]
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -280,74 +188,126 @@ class World:
 
     Attributes:
         agent: Watches the jobs.
-        prometheus: Reads the agent.
-        ranks: The two processes of the healthy run.
+        prometheus: Reads the agent, and one that is in trouble, through relays.
+        relays: By instance; the agent's first.
     """
 
     agent: Agent
     prometheus: Prometheus
-    ranks: tuple[Job, Job]
-
-    def snapshot(self) -> Json:
-        found: Json = json.loads(self.agent.get("/api/v1/snapshot")[1])
-        return found
+    relays: Mapping[str, Relay]
 
     def rank(self, run: str, rank: str) -> Json:
         """A rank of the snapshot."""
-        (found,) = [r for r in self.snapshot()["ranks"] if (r["run"], r["rank"]) == (run, rank)]
+        snapshot = json.loads(self.agent.get("/api/v1/snapshot")[1])
+        (found,) = [r for r in snapshot["ranks"] if (r["run"], r["rank"]) == (run, rank)]
         return dict(found)
+
+    def snapshots(self) -> list[Json]:
+        """What each agent said last."""
+        return [relay.looks[-1].snapshot for relay in self.relays.values()]
+
+    def moment(self) -> Moment:
+        """All that is known now."""
+        scraped = self.prometheus.times("dlmon_agent_build_info")
+        tried = self.prometheus.times("up")
+        alerts = self.prometheus.ask("alerts")["alerts"]
+        targets = self.prometheus.ask("targets")["activeTargets"]
+        return Moment(
+            time=now_ms(),
+            scrapes=[
+                Scrape(
+                    instance,
+                    time,
+                    self.relays[instance].at(time) if time in scraped[instance] else None,
+                )
+                for instance, times in tried.items()
+                for time in times
+            ],
+            evaluations=self.prometheus.times(RULES_OF_RECORDING).get("", []),
+            chosen={},
+            alerts=[
+                {**alert["labels"], "alertstate": alert["state"]}
+                for alert in alerts
+                if alert["labels"]["alertname"] not in OWN_ALERTS
+            ],
+            targets={one["labels"]["instance"]: float(one["health"] == "up") for one in targets},
+        )
 
 
 @contextlib.contextmanager
 def world(folder: Path) -> Iterator[World]:
     """Start everything, and end it."""
     program = require_tool("prometheus")
-    segments = tempfile.TemporaryDirectory(
-        prefix="dlt-", dir="/dev/shm", ignore_cleanup_errors=True
-    )
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(segments))
+        directory, other = (Path(stack.enter_context(_in_memory())) for _ in range(2))
         group = stack.enter_context(memory_cgroup(LIMIT)) if MEMORY_CGROUPS else None
         jobs = JobStarter(folder, directory)
         stack.callback(jobs.close)
         ranks = (jobs(HEALTHY, env={"RANK": "0"}), jobs(HEALTHY, env={"RANK": "1"}))
-        stack.enter_context(_gpus(folder, ranks))
-        config = folder / "agent.yml"
-        config.write_text(AGENT)
-        agent = stack.enter_context(running("--config", str(config), "--dir", str(directory)))
-        target = agent.url.removeprefix("http://")
-        prometheus = Prometheus(program, folder, target)
-        stack.callback(prometheus.close)
-        wait_for(prometheus.ready, "Prometheus ready")
-        made = World(agent, prometheus, ranks)
         faulty = jobs(FAULTY)
         if group:
             (group / "cgroup.procs").write_text(str(faulty.pid))
+        stack.enter_context(_gpus(folder, (*ranks, faulty)))
+        agent = stack.enter_context(_agent(folder / "agent.yml", directory))
+        script = folder / "troubled.py"
+        script.write_text(textwrap.dedent(TROUBLED_AGENT))
+        troubled = stack.enter_context(_agent(folder / "troubled.yml", other, script, loaders=1))
+        relays = [Relay(one) for one in (agent, troubled)]
+        for relay in relays:
+            stack.callback(relay.close)
+            wait_for(relay.agent.ready, "an agent that has looked")
+        targets = [relay.target for relay in relays]
+        prometheus = Prometheus(program, folder, targets)
+        stack.callback(prometheus.close)
+        wait_for(prometheus.ready, "Prometheus ready")
+        made = World(agent, prometheus, dict(zip(targets, relays, strict=True)))
         jobs(UNOBSERVED, name="unobserved.py", env={"DLMON_DISABLE": "1"})
         gone = jobs(GONE)
         _kill(made, gone)
         if group:
             _run_out_of_memory(made, group)
+        wait_for(lambda: prometheus.times("dlmon_agent_build_info").keys() == set(targets), "both")
         (directory / "broken.seg").write_text("this is no segment")
+        jobs(STRANGE, env={"DLMON_DIR": str(other), "DLMON_STRICT": None})
         yield made
 
 
+def _in_memory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="dlt-", dir="/dev/shm", ignore_cleanup_errors=True)
+
+
+def _agent(
+    config: Path, directory: Path, script: Path | None = None, loaders: int = 64
+) -> contextlib.AbstractContextManager[Agent]:
+    config.write_text(AGENT % loaders)
+    return running("--config", str(config), "--dir", str(directory), script=script)
+
+
 def _kill(made: World, gone: Job) -> None:
-    """Kill a training process, and a worker of another one, once Prometheus has seen them live."""
+    """Kill a training process, and a worker of another one, once Prometheus has seen them live.
+
+    A worker that the training process leaves behind is stopped before, so that it stays.
+    """
     wait_for(
         lambda: made.prometheus.now('dlmon_worker_up{run="gone"}'), "the run gone in Prometheus"
     )
+    os.kill(_worker(made, "gone", "train"), signal.SIGSTOP)
     os.kill(gone.pid, signal.SIGKILL)
     exits = 'dlmon_loader_worker_exits_total{loader="killed"}'
     wait_for(lambda: made.prometheus.now(exits), "the loader killed in Prometheus")
+    os.kill(_worker(made, "faulty", "killed"), signal.SIGKILL)
 
-    def worker() -> int:
-        for loader in made.rank("faulty", "0")["loaders"]:
-            if loader["name"] == "killed" and loader["workers"][0]["pid"]:
+
+def _worker(made: World, run: str, name: str) -> int:
+    """The pid of a loader's first worker, once it has one."""
+
+    def pid() -> int:
+        for loader in made.rank(run, "0")["loaders"]:
+            if loader["name"] == name and loader["workers"][0]["pid"]:
                 return int(loader["workers"][0]["pid"])
         return 0
 
-    os.kill(wait_for(worker, "a worker to kill"), signal.SIGKILL)
+    return wait_for(pid, f"a worker of {name}")
 
 
 def _run_out_of_memory(made: World, group: Path) -> None:
@@ -365,8 +325,8 @@ def _gpus(folder: Path, ranks: Sequence[Job]) -> Iterator[None]:
     compiler = require_tool("gcc")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, NVML], check=True, timeout=60)
     lines = [
-        f"gpu 0 0 {UTILIZATION} {3 * GIB} {8 * GIB} {job.pid} 0 GPU-{number}\n"
-        for number, job in enumerate(ranks)
+        f"gpu 0 0 {used} {(number + 1) * GIB} {8 * GIB} {job.pid} 0 GPU-{number}\n"
+        for number, (job, used) in enumerate(zip(ranks, UTILIZATION, strict=True))
     ]
     (folder / "nvml").write_text("".join(lines))
     with pytest.MonkeyPatch.context() as patch:
