@@ -64,6 +64,7 @@ def test_every_variant_has_a_row_and_nothing_but_the_report_is_on_stdout() -> No
     assert "bench: (a) num_workers=0, trivial samples" in done.stderr
 
 
+@pytest.mark.slow
 def test_with_workers_the_main_process_the_worker_and_their_sum_are_measured() -> None:
     done = bench("--only", "workers", "--no-peers", "--json")
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,7 @@ def test_ctrl_c_while_the_training_starts_is_quiet(start_demo: Start) -> None:
     )
 
 
+@pytest.mark.slow
 def test_after_the_last_epoch_it_ends_by_itself(start_demo: Start) -> None:
     demo = start_demo(*FEW, "--epochs", "1", "--num-workers", "1")
     assert demo.process.wait(100) == 0, demo.output()
@@ -57,7 +58,9 @@ def test_a_killed_worker_is_counted_and_training_goes_on(start_demo: Start) -> N
     assert demo.nothing_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_hung_and_stopped_workers_end_with_the_demo(
     start_demo: Start, number: signal.Signals
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.agents import Agent, running
@@ -167,6 +168,7 @@ def test_counters_do_not_go_down_when_the_agent_is_killed_and_starts_again(
     assert [key for key, sample in kept.items() if after[key] < sample] == []
 
 
+@pytest.mark.slow
 def test_two_processes_that_claim_one_rank_never_make_a_duplicate_series(
     run_job: JobStarter, segment_dir: Path
 ) -> None:

@@ -219,6 +219,7 @@ def test_dlmon_ps_sees_it_too(start: Starter, segment_dir: Path) -> None:
     wait_for(lambda: "listed" in listed(), "the job")
 
 
+@pytest.mark.slow
 def test_a_container_that_ends_leaves_its_last_words_and_no_file_open(
     start: Starter, segment_dir: Path
 ) -> None:
@@ -264,6 +265,7 @@ def test_a_job_that_shares_the_shared_memory_of_its_node_is_seen_once(
         assert snapshot["segments"] == len(list(segment_dir.glob("*.seg")))
 
 
+@pytest.mark.slow
 def test_a_user_namespace_shifts_uids_and_the_job_is_seen(
     tmp_path: Path, segment_dir: Path
 ) -> None:

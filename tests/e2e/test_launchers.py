@@ -111,7 +111,11 @@ def batches(rank: dict[str, Any]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "launcher", [[TORCHRUN], ["-m", "torch.distributed.run"]], ids=["torchrun", "-m"]
+    "launcher",
+    [
+        pytest.param([TORCHRUN], id="torchrun"),
+        pytest.param(["-m", "torch.distributed.run"], id="-m", marks=pytest.mark.slow),
+    ],
 )
 def test_torchrun_has_one_agent_and_one_run_with_its_ranks(
     launcher: list[str], run_job: JobStarter, tmp_path: Path, segment_dir: Path
@@ -141,7 +145,7 @@ def test_torchrun_has_one_agent_and_one_run_with_its_ranks(
     assert job.finish().count("END") == 2
 
 
-@pytest.mark.parametrize("how", ["environment", "arguments"])
+@pytest.mark.parametrize("how", ["environment", pytest.param("arguments", marks=pytest.mark.slow)])
 def test_ranks_started_by_multiprocessing_are_ranks_of_one_run(
     how: str, run_job: JobStarter, tmp_path: Path, segment_dir: Path
 ) -> None:
@@ -164,13 +168,26 @@ def test_ranks_started_by_multiprocessing_are_ranks_of_one_run(
 @pytest.mark.parametrize(
     ("options", "env"),
     [
-        ([], {}),
-        (["--run", "mine"], {}),
-        ([], {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}),
-        ([], {"TORCHELASTIC_RUN_ID": "elastic", "RANK": "0", "WORLD_SIZE": "1"}),
-        ([], {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "1"}),
+        pytest.param([], {}, id="plain"),
+        pytest.param(["--run", "mine"], {}, id="named", marks=pytest.mark.slow),
+        pytest.param(
+            [],
+            {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"},
+            id="slurm",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [],
+            {"TORCHELASTIC_RUN_ID": "elastic", "RANK": "0", "WORLD_SIZE": "1"},
+            id="torchrun with an id",
+        ),
+        pytest.param(
+            [],
+            {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "1"},
+            id="torchrun",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["plain", "named", "slurm", "torchrun with an id", "torchrun"],
 )
 def test_a_job_that_a_job_starts_hides_nobody(
     options: list[str],

@@ -177,6 +177,7 @@ def limited() -> Iterator[Path]:
         yield directory
 
 
+@pytest.mark.slow
 def test_a_job_that_grows_towards_the_limit_of_its_cgroup_is_told_of_before(
     limited: Path, run_job: JobStarter, segment_dir: Path, config: Path
 ) -> None:

@@ -154,7 +154,7 @@ def test_a_dev_shm_that_is_nearly_full_is_told_as_its_job_sees_it(
     ("who", "loader", "worker", "sentence"),
     [
         ("worker", "train", "0", "worker 0 of train has 1"),
-        ("rank", "", "", "the training process has 1"),
+        pytest.param("rank", "", "", "the training process has 1", marks=pytest.mark.slow),
     ],
 )
 def test_who_has_nearly_all_files_open_that_it_may_is_told(

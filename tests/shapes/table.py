@@ -102,7 +102,7 @@ def case(
         counted: It calls `expect`.
         noisy: Its standard error is not compared.
         slow: Whether it is left to `make full`, or what says so of a variant; so is, of more than
-            `FEW` variants, three of four.
+            `FEW` variants, seven of eight.
         deadline: Seconds it may take.
     """
     variants = list(variants)
@@ -117,7 +117,7 @@ def case(
             words = ",".join(_words(parameters))
             name = f"{module}.{function.__name__}" + (f"({words})" if words else "")
             # Not in turn: that would leave out one value of the last parameter altogether.
-            late = is_slow(parameters) or (many and zlib.crc32(name.encode()) % 4 > 0)
+            late = is_slow(parameters) or (many and zlib.crc32(name.encode()) % 8 > 0)
             assert name not in _table, f"two cases are called {name}"
             _table[name] = Case(name, function, parameters, counted, noisy, late, deadline)
         return function

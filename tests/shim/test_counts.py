@@ -101,7 +101,7 @@ def test_batches_samples_and_epochs_are_what_the_loop_counts(
             method,
             persistent,
             id=f"{method}-{'persistent' if persistent else 'fresh'}",
-            marks=[pytest.mark.slow] * (persistent and method != "fork"),
+            marks=[pytest.mark.slow] * ((persistent and method != "fork") or method == "spawn"),
         )
         for method in ("fork", "spawn", "forkserver")
         for persistent in (False, True)

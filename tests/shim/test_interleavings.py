@@ -61,7 +61,7 @@ def explore(run_job: JobStarter, machine: str, interleavings: int, seconds: int)
     return done
 
 
-@pytest.mark.parametrize(("machine", "interleavings"), [("Interleaving", 400), ("WithWorkers", 40)])
+@pytest.mark.parametrize(("machine", "interleavings"), [("Interleaving", 200), ("WithWorkers", 20)])
 def test_random_interleavings(machine: str, interleavings: int, run_job: JobStarter) -> None:
     done = explore(run_job, machine, interleavings, SECONDS)
     assert 0 < done["watched"] < done["interleavings"]

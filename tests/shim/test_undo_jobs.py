@@ -206,7 +206,9 @@ HANDLER = """
 """
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_instrument_and_undo_in_a_signal_handler(seed: int, run_job: JobStarter) -> None:
     job = run_job(HANDLER.format(seed=seed), env=ENV)
     facts(job)
