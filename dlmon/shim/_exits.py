@@ -16,22 +16,22 @@ from dlmon.shim._cells import EXITS, LAST_ABNORMAL_EXIT
 
 
 class WorkerExits:
-    """Counts each worker's end once."""
+    """Counts each worker's end once, whichever threads and signal handlers ask for it at once."""
 
-    __slots__ = ("_cells", "_left", "_seen", "_segment", "_shut_down")
+    __slots__ = ("_cells", "_counted", "_left", "_segment", "_shut_down")
 
     def __init__(self, segment: Segment, cells: memoryview[int]) -> None:
         self._segment = segment
         self._cells = cells  # the rank's slot
-        self._seen: set[int] = set()
+        self._counted: dict[int, object] = {}  # by whom
         self._left: list[tuple[int, Any]] = []
         self._shut_down = False
 
     def record(self, iterator: Any) -> None:
         """Count the workers of `iterator` that have ended since the last call."""
         for worker, process in enumerate(getattr(iterator, "_workers", ())):
-            if worker not in self._seen and self._count(worker, process):
-                self._seen.add(worker)
+            if worker not in self._counted:
+                self._count(worker, process)
 
     def leave(self, iterator: Any) -> None:
         """Do so a last time while the iterator is there, after torch has shut its workers down.
@@ -42,24 +42,26 @@ class WorkerExits:
         self._shut_down = True
         self.record(iterator)
         workers = enumerate(getattr(iterator, "_workers", ()))
-        self._left = [pair for pair in workers if pair[0] not in self._seen]
+        self._left = [pair for pair in workers if pair[0] not in self._counted]
 
     def settle(self) -> None:
         """Count those that were left and have ended since."""
-        self._left = [pair for pair in self._left if not self._count(*pair)]
+        for worker, process in self._left:
+            self._count(worker, process)
+        self._left = [pair for pair in self._left if pair[0] not in self._counted]
 
-    def _count(self, worker: int, process: Any) -> bool:
-        """Count the end of a process; return False if it has not ended."""
+    def _count(self, worker: int, process: Any) -> None:
+        """Count the end of a process, if it has ended and nobody else has counted it."""
         exitcode = getattr(process, "exitcode", None)
-        if exitcode is None:
-            return False
+        mine = object()
+        if exitcode is None or self._counted.setdefault(worker, mine) is not mine:
+            return
         kind = reason(exitcode)
         if kind == "error" and self._said_goodbye(worker):
             kind = "normal"  # a worker forked by a thread of a pool has exit code 1 all the same
         self._cells[EXITS + EXIT_REASONS.index(kind)] += 1
         if kind != "normal" and not (kind == "sigterm" and self._shut_down):
             self._cells[LAST_ABNORMAL_EXIT] = monotonic_ns()
-        return True
 
     def _said_goodbye(self, worker: int) -> bool:
         """Return whether a worker's loop ended in order, in the generation that it attested."""
