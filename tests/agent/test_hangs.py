@@ -72,8 +72,9 @@ class Setting:
 
 @pytest.fixture
 def sleeper() -> Iterator[int]:
-    """A process that is no Python."""
+    """A process that is no Python, once it sleeps: at first it loads its libraries."""
     with subprocess.Popen(["sleep", "600"]) as process:
+        wait_for(lambda: kernel.doing(process.pid).state == "S", "sleep")
         yield process.pid
         process.kill()
 
