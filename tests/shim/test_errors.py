@@ -50,14 +50,20 @@ JOB = """
         loader = dlmon.name(DataLoader(Faulty(fault), **options), "train")
         delivered = []
         iterator = iter(loader)
+        error = None
         try:
-            while True:
-                delivered.append(int(next(iterator)))
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-            in_next = torch.utils.data.dataloader.__file__ in places
-        del iterator
+            try:
+                while True:
+                    delivered.append(int(next(iterator)))
+            except Exception as first:
+                error = first
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        except RuntimeError as again:  # torch's handler of SIGCHLD, when there was an error already
+            error = error or again.__context__
+        message = f"{type(error).__name__}: {error}"
+        places = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        in_next = torch.utils.data.dataloader.__file__ in places
+        del iterator, error
         gc.collect()  # torch's way of raising a worker's error leaves a cycle with the iterator
         told = {"delivered": delivered, "message": message, "in_next": in_next}
         print("FACTS", json.dumps(told), flush=True)
