@@ -72,6 +72,7 @@ class Case:
         counted: It says, by `expect`, what dlmon must count.
         noisy: What comes on standard error is another thing every time, without dlmon too.
         slow: Left to `make full`.
+        seldom: Left out where CI runs, which has an hour for everything.
         deadline: Seconds after which it hangs.
     """
 
@@ -81,6 +82,7 @@ class Case:
     counted: bool
     noisy: bool
     slow: bool
+    seldom: bool
     deadline: float
 
 
@@ -101,8 +103,8 @@ def case(
         variants: Keyword arguments, see `each`.
         counted: It calls `expect`.
         noisy: Its standard error is not compared.
-        slow: Whether it is left to `make full`, or what says so of a variant; so is, of more than
-            `FEW` variants, seven of eight.
+        slow: Whether it is left to `make full`, or what says so of a variant; so are, of more than
+            `FEW` variants, seven of eight, and CI leaves four of these out.
         deadline: Seconds it may take.
     """
     variants = list(variants)
@@ -117,9 +119,10 @@ def case(
             words = ",".join(_words(parameters))
             name = f"{module}.{function.__name__}" + (f"({words})" if words else "")
             # Not in turn: that would leave out one value of the last parameter altogether.
-            late = is_slow(parameters) or (many and zlib.crc32(name.encode()) % 8 > 0)
+            turn = zlib.crc32(name.encode()) % 8 if many and not is_slow(parameters) else 0
+            late, seldom = is_slow(parameters) or turn > 0, turn > 3
             assert name not in _table, f"two cases are called {name}"
-            _table[name] = Case(name, function, parameters, counted, noisy, late, deadline)
+            _table[name] = Case(name, function, parameters, counted, noisy, late, seldom, deadline)
         return function
 
     return add

@@ -5,6 +5,7 @@ The cases are in `tests/shapes/cases`; `tests/shapes/table.py` says how to add o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,6 +51,8 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
 
 def listed(**wanted: bool) -> list[Any]:
     """Return the cases as pytest takes them, of those with the attributes `wanted`."""
+    if os.environ.get("CI"):
+        wanted["seldom"] = False
     return [
         pytest.param(case, id=case.id, marks=[pytest.mark.slow] * case.slow)
         for case in table().values()
