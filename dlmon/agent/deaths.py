@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from dlmon.agent.evidence import Evidence
 from dlmon.agent.history import History
 from dlmon.analysis import deaths
 from dlmon.analysis.deaths import Death, Memory
@@ -33,6 +33,16 @@ _Place = tuple[str, str, int]
 """`Rank.key`, loader and slot."""
 
 
+class Keeping(Protocol):
+    """Where deaths are kept for later: `dlmon.agent.evidence.Evidence`, or what a test has."""
+
+    def write(self, death: Death) -> None:
+        """Keep a death, or what is known better of one that was kept."""
+
+    def read(self) -> list[Death]:
+        """Return what is kept, the oldest first."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Told:
     """A worker's death as a finding.
@@ -48,6 +58,22 @@ class _Told:
     epochs: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """A rank's death, remembered for as long as the rank is shown, whatever else is kept.
+
+    So each is told and written once, also where more have died than are kept.
+
+    Attributes:
+        noticed: Unix time.
+        reason, sentence: As in `Death`.
+    """
+
+    noticed: float
+    reason: str
+    sentence: str
+
+
 class Deaths:
     """A watcher that finds the dead, and remembers them.
 
@@ -57,7 +83,7 @@ class Deaths:
         evidence: Where deaths are kept on disk, None for nowhere.
     """
 
-    def __init__(self, history: History, keep_seconds: float, evidence: Evidence | None) -> None:
+    def __init__(self, history: History, keep_seconds: float, evidence: Keeping | None) -> None:
         self._history = history
         self._keep_seconds = keep_seconds
         self._evidence = evidence
@@ -65,6 +91,7 @@ class Deaths:
         self._told: dict[_Labels, _Told] = {}
         self._workers: dict[_Place, tuple[Rank, Loader, Worker]] = {}
         self._ranks: dict[str, Rank] = {}
+        self._gone: dict[str, _Gone] = {}
         self._restored = False
         self._listed: tuple[Death, ...] = ()
 
@@ -108,19 +135,22 @@ class Deaths:
         self._told[labels] = _Told(death, snapshot.time, loader.epochs if loader else 0)
 
     def _rank(self, rank: Rank, snapshot: Snapshot) -> None:
-        _, before = self._kept.get(rank.key, (0.0, None))
-        if before is None or (before.reason == "lost" and rank.died_of != "lost"):
+        told = self._gone.get(rank.key)
+        if told is not None and (told.reason != "lost" or rank.died_of == "lost"):
+            return
+        noticed, death = self._kept.get(rank.key, (rank.died or snapshot.time, None))
+        if death is None or (death.reason == "lost" and rank.died_of != "lost"):
             last = self._ranks.get(rank.key)
             subject = (rank.run, rank.rank, "", "")
             memory = self._memory(subject, rank.started, snapshot.time) if last else {}
-            death = deaths.of_rank(rank, last, memory)
+            death = self._keep(deaths.of_rank(rank, last, memory), noticed)
             if rank in snapshot.superseded:
                 logger.warning("rank_died: %s", death.sentence)
-            self._keep(death, snapshot.time)
+        self._gone[rank.key] = _Gone(noticed, death.reason, death.sentence)
 
-    def _keep(self, death: Death, now: float) -> Death:
+    def _keep(self, death: Death, noticed: float) -> Death:
         """Keep a death, unless it is known as well already, and return what is known."""
-        noticed, before = self._kept.get(death.key, (now, None))
+        noticed, before = self._kept.get(death.key, (noticed, None))
         if before is not None and death.reason in (before.reason, "lost"):
             return before
         self._kept[death.key] = (noticed, death)
@@ -159,6 +189,8 @@ class Deaths:
             del self._workers[place]
         for key in self._ranks.keys() - here:
             del self._ranks[key]
+        for key in self._gone.keys() - here:
+            del self._gone[key]
         kept = sorted(self._kept.items(), key=lambda item: -item[1][0])
         fresh = [item for item in kept[:MOST] if now - item[1][0] <= self._keep_seconds]
         self._kept = dict(fresh)
@@ -190,11 +222,10 @@ class Deaths:
             if rank.up:
                 continue
             died = rank.died or snapshot.time
-            kept = self._kept.get(rank.key)
-            if kept is not None:
-                death, evidence = kept[1], {"reason": kept[1].reason}
+            gone = self._gone.get(rank.key)
+            if gone is not None:
                 labels = ("rank_died", rank.run, rank.rank, "", "")
-                yield Finding(*labels, died, death.sentence, evidence)
+                yield Finding(*labels, died, gone.sentence, {"reason": gone.reason})
             if rank.orphan_workers and snapshot.time - died >= ORPHANED_SECONDS:
                 yield _orphans(rank, died)
 

@@ -18,6 +18,7 @@ from dlmon.agent.deaths import HOLD_SECONDS, MOST, ORPHANED_SECONDS, Deaths
 from dlmon.agent.evidence import Evidence
 from dlmon.agent.history import MOST_POINTS, History
 from dlmon.agent.routes import Request
+from dlmon.agent.watch import Watch
 from dlmon.analysis.deaths import Death
 from dlmon.observe.snapshot import Ended, Finding, Snapshot
 from tests.agent.samples import NOW, make_loader, make_rank, make_snapshot, make_worker
@@ -162,6 +163,43 @@ def test_a_dead_rank_is_told_and_its_orphans_when_they_had_time_to_end() -> None
         "1 worker of rank 0 of run job-17, which is dead, lives on and holds 412 MB"
     )
     assert later[1][1].evidence == {"worker 2 of train": "pid 5002, state S, RSS 412 MB"}
+
+
+class Counting:
+    """Evidence that is only counted."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def write(self, death: Death) -> None:
+        self.written.append(death.key)
+
+    def read(self) -> list[Death]:
+        return []
+
+
+def test_of_more_dead_ranks_than_are_kept_each_is_told_and_written_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ranks = [
+        make_rank(str(i), key=f"k{i}", up=False, died=NOW + i / 1000, died_of="sigkill")
+        for i in range(MOST + 60)
+    ]
+    kept = Counting()
+    deaths = Deaths(History(0, 1), 3600, kept)
+    watch = Watch([deaths])
+    first = watch.look(make_snapshot(*ranks, time=NOW + 1, findings=()))
+    assert len(first.findings) == len(ranks)
+    died = ended(NOW + 2, key="worker")
+    for second in range(2, 6):
+        gone = (died,) if second == 2 else ()
+        now = make_snapshot(*ranks, time=NOW + second, ended=gone, findings=())
+        found = watch.look(now).findings
+        assert [one for one in found if one.name == "rank_died"] == list(first.findings)
+    assert sorted(kept.written) == sorted([*(rank.key for rank in ranks), "worker"])
+    newest = [ranks[-1 - i].key for i in range(MOST - 1)]
+    assert [one.key for one in deaths.known()] == ["worker", *newest]
+    assert len(caplog.messages) == len(ranks) + 1
 
 
 # --- evidence ---
