@@ -188,7 +188,8 @@ RANK_ORPHAN_WORKERS = Metric(
     Kind.GAUGE,
     Unit.COUNT,
     RANK_LABELS,
-    "Workers still alive although their training process is dead; they hold memory until killed.",
+    "Workers still alive although their training process is dead, also if another one is this rank"
+    " by now; they hold memory until killed.",
 )
 RANK_SHM_SIZE = Metric(
     "dlmon_rank_shm_size_bytes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -81,12 +82,17 @@ class AdmittedUnobserved:
 
 @dataclass(frozen=True, slots=True)
 class AdmittedRank:
-    """A rank with its label values, in the order of `RANK_LABELS`, and the GPUs it computes on."""
+    """A rank with its label values, in the order of `RANK_LABELS`, and the GPUs it computes on.
+
+    Attributes:
+        orphans: Workers that dead processes have left behind which were this rank of this run.
+    """
 
     labels: tuple[str, ...]
     rank: Rank
     loaders: tuple[AdmittedLoader, ...]
     gpus: tuple[AdmittedGpu, ...] = ()
+    orphans: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +137,7 @@ def admit(snapshot: Snapshot, detail: Detail, limit: int) -> Admitted:
     """
     names = _Names()
     gpus = tuple(_gpus(snapshot))
-    ranks = tuple(_with_gpus(rank, gpus) for rank in _ranks(snapshot.ranks, detail, names))
+    ranks = tuple(_with_gpus(rank, gpus) for rank in _ranks(snapshot, detail, names))
     unobserved = tuple(_unobserved(snapshot))
     further = len(unobserved) * series_per(Subject.UNOBSERVED)
     further += len(gpus) * series_per(Subject.GPU)
@@ -193,15 +199,19 @@ def _with_gpus(rank: AdmittedRank, gpus: Iterable[AdmittedGpu]) -> AdmittedRank:
     return replace(rank, gpus=own) if own else rank
 
 
-def _ranks(ranks: Iterable[Rank], detail: Detail, names: _Names) -> Iterator[AdmittedRank]:
-    for rank in ranks:
+def _ranks(snapshot: Snapshot, detail: Detail, names: _Names) -> Iterator[AdmittedRank]:
+    left: Counter[tuple[str, ...]] = Counter()
+    for rank in snapshot.superseded:
+        left[clean(rank.run), clean(rank.rank)] += rank.orphan_workers
+    for rank in snapshot.ranks:
         labels = (clean(rank.run), clean(rank.rank))
         series = series_per(Subject.RANK) + sum(
             _loader_series(loader, detail) for loader in rank.loaders
         )
         if names.take(labels, series):
             loaders = tuple(_loaders(rank.loaders, labels, detail, names))
-            yield AdmittedRank(labels, rank, loaders)
+            orphans = rank.orphan_workers + left[labels]
+            yield AdmittedRank(labels, rank, loaders, orphans=orphans)
 
 
 def _cgroups(snapshot: Snapshot, names: _Names) -> Iterator[AdmittedCgroup]:

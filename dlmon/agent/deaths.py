@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dlmon.agent.history import History
-from dlmon.analysis import deaths
+from dlmon.analysis import deaths, orphans
 from dlmon.analysis.deaths import Death, Memory
-from dlmon.analysis.sizes import size
 from dlmon.observe.snapshot import Ended, Finding, Loader, Rank, Snapshot, Worker
 
 MOST = 200
@@ -22,9 +21,6 @@ LAST_POINTS = 60
 
 HOLD_SECONDS = 30.0
 """So long a death is told at least, for whoever looks now and then, also if the job goes on."""
-
-ORPHANED_SECONDS = 10.0
-"""Workers that look whether their rank lives, every 5 s, have ended by then."""
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +102,11 @@ class Deaths:
                 self._rank(rank, snapshot)
         self._remember(everyone)
         self._forget(snapshot)
-        return snapshot, (*self._dead_workers(), *self._dead_ranks(snapshot))
+        return snapshot, (
+            *self._dead_workers(),
+            *self._dead_ranks(snapshot),
+            *orphans.findings(snapshot),
+        )
 
     def known(self) -> list[Death]:
         """Return what is kept, the newest first. Any thread may ask."""
@@ -226,8 +226,6 @@ class Deaths:
             if gone is not None:
                 labels = ("rank_died", rank.run, rank.rank, "", "")
                 yield Finding(*labels, died, gone.sentence, {"reason": gone.reason})
-            if rank.orphan_workers and snapshot.time - died >= ORPHANED_SECONDS:
-                yield _orphans(rank, died)
 
 
 def _goes_on(told: _Told, loader: Loader | None, now: float) -> bool:
@@ -236,25 +234,3 @@ def _goes_on(told: _Told, loader: Loader | None, now: float) -> bool:
         return False
     died = told.death.died or told.noticed
     return loader.epochs > told.epochs and loader.last_delivery > died
-
-
-def _orphans(rank: Rank, since: float) -> Finding:
-    listed = {
-        f"worker {worker.slot} of {loader.name}": _orphan(worker)
-        for loader in rank.loaders
-        for worker in loader.workers
-        if worker.orphan
-    }
-    held = sum(w.resident_bytes or 0 for one in rank.loaders for w in one.workers if w.orphan)
-    count = rank.orphan_workers
-    sentence = (
-        f"{count} worker{'s' if count > 1 else ''} of rank {rank.rank} of run {rank.run}, which is "
-        f"dead, live{'s' if count == 1 else ''} on and hold{'s' if count == 1 else ''} "
-        f"{size(held)}"
-    )
-    return Finding("orphan_workers", rank.run, rank.rank, "", "", since, sentence, listed)
-
-
-def _orphan(worker: Worker) -> str:
-    memory = "" if worker.resident_bytes is None else f", RSS {size(worker.resident_bytes)}"
-    return f"pid {worker.pid}, state {worker.process_state or 'not known'}{memory}"

@@ -287,7 +287,8 @@ KINDS: tuple[Kind, ...] = (
         meaning=("Workers live on although their training process is dead; they hold memory."),
         signals=(
             "Locks of workers held, the rank's free, for 10 s: most workers notice within 5 s and "
-            "end. Those of a forkserver do not, nor does one that is stopped or hung."
+            "end. Those of a forkserver do not, nor does one that is stopped or hung. Those of "
+            "earlier processes of this rank count too, whoever is this rank by now."
         ),
         advice=("Kill them: the finding's evidence lists each with pid, state and memory."),
     ),

@@ -8,7 +8,7 @@
   BATCHES EPOCHS delivered to the loop, and iterations begun
   QUEUE          batches ready now / what can be prefetched at most
   WORKERS        alive / configured, and those that are stopped, hung or dead; of a dead rank, the
-                 orphans it left
+                 orphans it left, also if a newer one has replaced it
   USS            memory that its workers have for themselves, all together: what would be free
                  without them
   GPU            how busy those are on which this process computes, where the node has any
@@ -173,18 +173,28 @@ def _list_dead(directories: Sequence[str], snapshot: Snapshot, *, as_json: bool)
 
 
 def rows(snapshot: Snapshot) -> Iterator[Row]:
-    """Yield what to list, by run, rank and loader: all but the dead superseded ones.
+    """Yield what to list, by run, rank and loader.
+
+    Of the dead superseded ones these are the loaders whose workers live on.
 
     Args:
         snapshot: What there is.
     """
     listed = [(rank, False) for rank in snapshot.ranks]
-    listed += [(rank, True) for rank in snapshot.superseded if rank.up]
+    listed += [(_with_orphans(rank), True) for rank in snapshot.superseded]
     for rank, superseded in sorted(listed, key=_order):
         gpus = tuple(gpu for gpu in snapshot.gpus if gpu.uuid in rank.gpus)
         memory = snapshot.cgroups.get(rank.process.cgroup or "")
         for loader in rank.loaders:
             yield Row(rank, loader, superseded, gpus, memory)
+
+
+def _with_orphans(rank: Rank) -> Rank:
+    """Return a superseded rank, if it is dead with those of its loaders only that have orphans."""
+    if rank.up:
+        return rank
+    left = tuple(one for one in rank.loaders if any(worker.orphan for worker in one.workers))
+    return replace(rank, loaders=left)
 
 
 def others(unobserved: Sequence[Unobserved]) -> str:

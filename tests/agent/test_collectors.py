@@ -345,6 +345,7 @@ SNAPSHOTS = st.builds(
     Snapshot,
     time=st.just(1.0),
     ranks=st.lists(RANKS, max_size=3).map(tuple),
+    superseded=st.lists(RANKS, max_size=3).map(tuple),
     stale_reads_total=COUNT,
     clamped_total=COUNT,
     refused_total=counts_of(["owner", "io"]),
@@ -378,6 +379,16 @@ def test_any_snapshot_makes_a_page_that_parses_without_a_series_twice(
 def test_ranks_equal_after_cleaning_make_no_series_twice() -> None:
     rank = make_rank(run="same\n")
     assert samples(expose(make_snapshot(rank, dataclasses.replace(rank, run="same\t"))))
+
+
+def test_orphans_of_all_processes_of_a_rank_are_counted_in_one_series() -> None:
+    living, other = make_rank("0"), make_rank("1")
+    dead = [make_rank("0", up=False, orphan_workers=count) for count in (3, 2)]
+    page = samples(expose(make_snapshot(living, other, superseded=(*dead, living))))
+    labels = {"run": "job-17", "rank": "0"}
+    assert page["dlmon_rank_orphan_workers", frozenset(labels.items())] == 5
+    assert page["dlmon_rank_up", frozenset(labels.items())] == 1
+    assert page["dlmon_rank_orphan_workers", frozenset({**labels, "rank": "1"}.items())] == 0
 
 
 def test_promtool_finds_nothing_to_complain_about(promtool: Path) -> None:

@@ -212,6 +212,18 @@ def test_a_dead_rank_that_another_took_over_is_not_listed_with_the_living(
     assert shown == [("2", True, "superseded"), ("2", False, "step")]
 
 
+def test_of_a_dead_rank_that_another_took_over_the_orphans_are_listed(running: Started) -> None:
+    rank = only_rank(observe(running.directory))
+    train, val = sorted(rank.loaders, key=lambda one: one.name)
+    orphans = tuple(dataclasses.replace(worker, orphan=True) for worker in train.workers)
+    left = (dataclasses.replace(train, workers=orphans), val)
+    dead = dataclasses.replace(rank, up=False, started=rank.started - 1, loaders=left)
+    snapshot = Snapshot(time=rank.started, ranks=(rank,), superseded=(dead,))
+    rows = [row for row in ps.rows(snapshot) if row.superseded]
+    shown = [(row.loader.name, ps.cells(row, 0)[4].text, ps.cells(row, 0)[9].text) for row in rows]
+    assert shown == [("train", "dead", "2 orphans")]
+
+
 def test_ranks_are_in_order_of_their_number(running: Started) -> None:
     rank = only_rank(observe(running.directory))
     names = ("10", "9", "0", "odd", "1" * 5000)

@@ -19,7 +19,7 @@ def collect(families: Families, admitted: AdmittedRank) -> None:
     families.add(catalog.RANK_RESIDENT_MEMORY, labels, process.resident_bytes)
     families.add(catalog.RANK_CPUS, labels, process.cpus)
     families.add(catalog.RANK_CPU_THROTTLED_SECONDS, labels, process.cpu_throttled_seconds)
-    families.add(catalog.RANK_ORPHAN_WORKERS, labels, rank.orphan_workers)
+    families.add(catalog.RANK_ORPHAN_WORKERS, labels, admitted.orphans)
     families.add(catalog.RANK_SHM_SIZE, labels, process.shm_size_bytes)
     families.add(catalog.RANK_SHM_USED, labels, process.shm_used_bytes)
     families.add(catalog.RANK_OPEN_FDS, labels, process.open_fds)

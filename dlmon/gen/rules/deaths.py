@@ -115,8 +115,9 @@ ORPHAN_WORKERS = Alert(
         f"{ON}, workers of {RUN_AND_RANK} live on without their training process: {_ORPHANS}. They"
         " hold (RSS): "
         + asked(
-            f"sum({catalog.WORKER_RESIDENT_MEMORY.name}{{run=%q,rank=%q}})",
-            RANK_LABELS,
+            f"sum({catalog.WORKER_RESIDENT_MEMORY.name}{{run=%q,rank=%q}})"
+            f" unless max({catalog.RANK_UP.name}{{run=%q,rank=%q}}) == 1",  # then it is its own
+            (*RANK_LABELS, *RANK_LABELS),
             "humanize1024",
             "B",
         )
