@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -63,11 +64,13 @@ class _Gone:
     Attributes:
         noticed: Unix time.
         reason, sentence: As in `Death`.
+        news: It is no death of before this agent began that another process has made up for.
     """
 
     noticed: float
     reason: str
     sentence: str
+    news: bool
 
 
 class Deaths:
@@ -88,6 +91,8 @@ class Deaths:
         self._workers: dict[_Place, tuple[Rank, Loader, Worker]] = {}
         self._ranks: dict[str, Rank] = {}
         self._gone: dict[str, _Gone] = {}
+        self._told_ranks: dict[tuple[str, str], str] = {}
+        self._looked = math.inf
         self._restored = False
         self._listed: tuple[Death, ...] = ()
 
@@ -97,11 +102,15 @@ class Deaths:
         everyone = (*snapshot.ranks, *snapshot.superseded)
         for ended in snapshot.ended:
             self._worker(ended, snapshot)
-        for rank in everyone:
+        for rank in snapshot.ranks:
             if not rank.up:
-                self._rank(rank, snapshot)
+                self._rank(rank, snapshot, shown=True)
+        for rank in snapshot.superseded:
+            if not rank.up:
+                self._rank(rank, snapshot, shown=False)
         self._remember(everyone)
         self._forget(snapshot)
+        self._looked = snapshot.time
         return snapshot, (
             *self._dead_workers(),
             *self._dead_ranks(snapshot),
@@ -134,19 +143,19 @@ class Deaths:
             logger.warning("again: %s", death.sentence)
         self._told[labels] = _Told(death, snapshot.time, loader.epochs if loader else 0)
 
-    def _rank(self, rank: Rank, snapshot: Snapshot) -> None:
+    def _rank(self, rank: Rank, snapshot: Snapshot, *, shown: bool) -> None:
         told = self._gone.get(rank.key)
         if told is not None and (told.reason != "lost" or rank.died_of == "lost"):
             return
         noticed, death = self._kept.get(rank.key, (rank.died or snapshot.time, None))
+        last = self._ranks.get(rank.key)
         if death is None or (death.reason == "lost" and rank.died_of != "lost"):
-            last = self._ranks.get(rank.key)
             subject = (rank.run, rank.rank, "", "")
             memory = self._memory(subject, rank.started, snapshot.time) if last else {}
             death = self._keep(deaths.of_rank(rank, last, memory), noticed)
-            if rank in snapshot.superseded:
-                logger.warning("rank_died: %s", death.sentence)
-        self._gone[rank.key] = _Gone(noticed, death.reason, death.sentence)
+        news = shown or last is not None or rank.started >= self._looked
+        news = news if told is None else told.news
+        self._gone[rank.key] = _Gone(noticed, death.reason, death.sentence, news)
 
     def _keep(self, death: Death, noticed: float) -> Death:
         """Keep a death, unless it is known as well already, and return what is known."""
@@ -218,14 +227,24 @@ class Deaths:
             yield Finding("worker_died", run, rank, loader, worker, since, death.sentence, evidence)
 
     def _dead_ranks(self, snapshot: Snapshot) -> Iterator[Finding]:
-        for rank in snapshot.ranks:
-            if rank.up:
+        """Yield one for each run and rank: of whom is shown, else of who was replaced just now."""
+        earlier = sorted(snapshot.superseded, key=lambda rank: -(rank.died or 0.0))
+        told: dict[tuple[str, str], str] = {}
+        for rank in (*snapshot.ranks, *(one for one in earlier if self._held(one, snapshot.time))):
+            who, gone = (rank.run, rank.rank), self._gone.get(rank.key)
+            if rank.up or gone is None or who in told:
                 continue
-            died = rank.died or snapshot.time
-            gone = self._gone.get(rank.key)
-            if gone is not None:
-                labels = ("rank_died", rank.run, rank.rank, "", "")
-                yield Finding(*labels, died, gone.sentence, {"reason": gone.reason})
+            told[who] = rank.key
+            if self._told_ranks.get(who, rank.key) != rank.key:
+                logger.warning("again: %s", gone.sentence)
+            since, evidence = rank.died or gone.noticed, {"reason": gone.reason}
+            yield Finding("rank_died", *who, "", "", since, gone.sentence, evidence)
+        self._told_ranks = told
+
+    def _held(self, rank: Rank, now: float) -> bool:
+        """Return whether the death of a process that was replaced is still told."""
+        gone = self._gone.get(rank.key)
+        return gone is not None and gone.news and now - gone.noticed < HOLD_SECONDS
 
 
 def _goes_on(told: _Told, loader: Loader | None, now: float) -> bool:

@@ -209,8 +209,8 @@ KINDS: tuple[Kind, ...] = (
         meaning=("A training process ended without saying goodbye."),
         signals=(
             "Its lock is free and no goodbye was written: it was killed, or crashed. An uncaught "
-            "exception is an orderly end. It holds for `keep.dead_seconds`, or until another "
-            "process is this rank of this run."
+            "exception is an orderly end. It holds for `keep.dead_seconds`, longer while workers "
+            "of it live on, or until another process is this rank of this run; for 30 s at least."
         ),
         advice=("`dlmon ps --dead` says what it and its workers did last."),
     ),

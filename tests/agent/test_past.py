@@ -21,7 +21,7 @@ from dlmon.agent.routes import Request
 from dlmon.agent.watch import Watch
 from dlmon.analysis.deaths import Death
 from dlmon.analysis.orphans import AFTER_SECONDS
-from dlmon.observe.snapshot import Ended, Finding, Snapshot
+from dlmon.observe.snapshot import Ended, Finding, Rank, Snapshot
 from tests.agent.samples import NOW, make_loader, make_rank, make_snapshot, make_worker
 
 WORKER = ("job-17", "0", "train", "1")
@@ -159,6 +159,55 @@ def test_a_dead_rank_is_told_and_its_orphans_when_they_had_time_to_end() -> None
     assert names(early) == ["rank_died"]
     later = deaths.look(dead(NOW + AFTER_SECONDS, orphan_workers=1, loaders=loaders))
     assert names(later) == ["rank_died", "orphan_workers"]
+
+
+def replaced(time: float, *dead: Rank) -> Snapshot:
+    """The rank lives, after processes that are dead."""
+    return make_snapshot(make_rank(key="new"), superseded=dead, time=time, findings=())
+
+
+def died(time: float, key: str = "k", **changes: Any) -> Rank:
+    values = {"up": False, "died": time, "died_of": "sigkill", **changes}
+    return make_rank(key=key, **values)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_death_of_a_rank_that_is_replaced_at_once_is_told_for_a_time(shown: bool) -> None:
+    deaths = Deaths(History(0, 1), 3600, None)
+    deaths.look(at(NOW))
+    if shown:
+        assert names(deaths.look(make_snapshot(died(NOW + 1), time=NOW + 1))) == ["rank_died"]
+    for second in (2, HOLD_SECONDS):
+        finding = only(deaths.look(replaced(NOW + second, died(NOW + 1))))
+        assert (finding.name, finding.rank, finding.since) == ("rank_died", "0", NOW + 1)
+    assert names(deaths.look(replaced(NOW + 1 + HOLD_SECONDS, died(NOW + 1)))) == []
+
+
+def test_who_had_died_and_was_replaced_before_the_agent_began_is_no_news() -> None:
+    deaths = Deaths(History(0, 1), 3600, None)
+    for second in range(3):
+        assert names(deaths.look(replaced(NOW + second, died(NOW)))) == []
+    late = died(NOW + 3, "of a container", started=NOW - 100)
+    assert names(deaths.look(replaced(NOW + 3, died(NOW), late))) == []
+    unseen = died(NOW + 4, "began and died between two looks", started=NOW + 3.5)
+    assert names(deaths.look(replaced(NOW + 4, died(NOW), late, unseen))) == ["rank_died"]
+
+
+def test_of_a_rank_that_dies_again_and_again_the_last_death_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watch = Watch([Deaths(History(0, 1), 3600, None)])
+    watch.look(make_snapshot(make_rank(key="first"), time=NOW, findings=()))
+    first, second = died(NOW + 1, "first"), died(NOW + 9, "second", pid=7, died_of="oom_kill")
+    for snapshot, reason in (
+        (replaced(NOW + 2, first), "sigkill"),
+        (make_snapshot(second, superseded=(first,), time=NOW + 9, findings=()), "oom_kill"),
+        (replaced(NOW + 12, second, first), "oom_kill"),
+        (replaced(NOW + 13, first, second), "oom_kill"),
+    ):
+        (finding,) = watch.look(snapshot).findings
+        assert finding.evidence == {"reason": reason}
+    assert [line.partition(": ")[0] for line in caplog.messages] == ["rank_died", "again"]
 
 
 class Counting:

@@ -310,6 +310,33 @@ def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
         assert f"\n    {rank['sentence']}\n" in capsys.readouterr().out
 
 
+def test_a_rank_that_another_process_has_replaced_is_told_with_the_orphans_it_left(
+    run_job: JobStarter, segment_dir: Path, tmp_path: Path
+) -> None:
+    with running("--dir", str(segment_dir)) as agent:
+        old = start(run_job, "block")
+        let_go(old, agent, tmp_path)
+        wait_for(lambda: blocked(agent), "blocked workers")
+        workers = [worker["pid"] for worker in train(agent)["workers"]]
+        new = start(run_job, "block")
+
+        def shown() -> list[int]:
+            return [rank["pid"] for rank in answer(agent, "/api/v1/snapshot")["ranks"]]
+
+        new.wait_for(lambda: shown() == [new.pid], "the other process")
+        old.kill()
+        old.process.wait()
+        new.wait_for(lambda: "rank_died" in findings(agent), "death", deadline=SOON_SECONDS)
+        new.wait_for(lambda: "orphan_workers" in findings(agent), "orphans")
+        orphans = findings(agent)["orphan_workers"]
+        assert "2 workers of an earlier process of rank 0 of run r live on" in orphans["sentence"]
+        for pid in workers:
+            assert any(f"pid {pid}, " in one for one in orphans["evidence"].values())
+        page = agent.get("/metrics")[1]
+        assert 'dlmon_rank_orphan_workers{rank="0",run="r"} 2.0\n' in page
+        assert 'dlmon_rank_up{rank="0",run="r"} 1.0\n' in page
+
+
 def listed_dead(directory: Path, capsys: pytest.CaptureFixture[str]) -> set[tuple[str, str]]:
     """What `dlmon ps --dead --json` says of who died and of what."""
     assert cli.main(["ps", "--dead", "--json", "--dir", str(directory)]) == 0

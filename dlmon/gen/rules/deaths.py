@@ -90,12 +90,13 @@ RANK_DIED = Alert(
     labels=_RANKS,
     expression=passed_on("DlmonRankDied", _RANKS, ("rank_died",), held=True),
     lasting="0s",
-    why=f"{_HELD} It ends an hour later (`keep.dead_seconds`), or with another process of this run"
-    " and rank.",
+    why=f"{_HELD} The agent finds it for an hour (`keep.dead_seconds`), or until another process is"
+    " this rank of this run; for 30 s at least, so that a restart does not come before a scrape.",
     meaning="A training process ended without saying goodbye: it was killed, or crashed.",
     summary=f"Died: {RUN_AND_RANK}",
     description=(
-        f"{ON}, {RUN_AND_RANK} died without saying goodbye. Its last batch: {LAST_BATCH_OF_RANK};"
+        f"{ON}, {RUN_AND_RANK} died without saying goodbye. Last batch of this rank:"
+        f" {LAST_BATCH_OF_RANK};"
         f" workers it has left behind: {_ORPHANS}."
     ),
     findings=("rank_died",),
