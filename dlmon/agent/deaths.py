@@ -227,12 +227,15 @@ class Deaths:
             yield Finding("worker_died", run, rank, loader, worker, since, death.sentence, evidence)
 
     def _dead_ranks(self, snapshot: Snapshot) -> Iterator[Finding]:
-        """Yield one for each run and rank: of whom is shown, else of who was replaced just now."""
+        """Yield one for each run and rank: of whom is shown, else of who was replaced just now.
+
+        `os._exit(0)` says no goodbye, but is no crash.
+        """
         earlier = sorted(snapshot.superseded, key=lambda rank: -(rank.died or 0.0))
         told: dict[tuple[str, str], str] = {}
         for rank in (*snapshot.ranks, *(one for one in earlier if self._held(one, snapshot.time))):
             who, gone = (rank.run, rank.rank), self._gone.get(rank.key)
-            if rank.up or gone is None or who in told:
+            if rank.up or gone is None or who in told or gone.reason == "normal":
                 continue
             told[who] = rank.key
             if self._told_ranks.get(who, rank.key) != rank.key:

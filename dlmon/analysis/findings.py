@@ -209,10 +209,16 @@ KINDS: tuple[Kind, ...] = (
         meaning=("A training process ended without saying goodbye."),
         signals=(
             "Its lock is free and no goodbye was written: it was killed, or crashed. An uncaught "
-            "exception is an orderly end. It holds for `keep.dead_seconds`, longer while workers "
-            "of it live on, or until another process is this rank of this run; for 30 s at least."
+            "exception is an orderly end, and status 0, as of `os._exit(0)`, is no crash where the "
+            "exit code can be had (docs/deaths.md). It holds for `keep.dead_seconds`, longer while "
+            "workers of it live on, or until another process is this rank of this run; for 30 s at "
+            "least."
         ),
-        advice=("`dlmon ps --dead` says what it and its workers did last."),
+        advice=(
+            "`dlmon ps --dead` says what it and its workers did last. `sigterm` as its reason "
+            "means that somebody ended it, as `scancel`, a scheduler at the time limit or the "
+            "deletion of a pod do: look there, not in the job."
+        ),
     ),
     Kind(
         name="memory_limit_soon",

@@ -210,6 +210,23 @@ def test_of_a_rank_that_dies_again_and_again_the_last_death_is_told(
     assert [line.partition(": ")[0] for line in caplog.messages] == ["rank_died", "again"]
 
 
+def test_a_rank_that_ended_with_status_0_has_last_words_but_is_no_crash() -> None:
+    deaths = Deaths(History(0, 1), 3600, None)
+    deaths.look(at(NOW))
+    exited = died(NOW + 1, died_of="normal")
+    assert names(deaths.look(make_snapshot(exited, time=NOW + 1))) == []
+    assert names(deaths.look(replaced(NOW + 2, exited))) == []
+    assert [one.reason for one in deaths.known()] == ["normal"]
+
+
+def test_a_crash_is_told_although_the_process_that_followed_ended_with_status_0() -> None:
+    deaths = Deaths(History(0, 1), 3600, None)
+    deaths.look(at(NOW))
+    last = died(NOW + 3, "last", died_of="normal")
+    found = deaths.look(make_snapshot(last, superseded=(died(NOW + 1),), time=NOW + 3))
+    assert only(found).evidence == {"reason": "sigkill"}
+
+
 class Counting:
     """Evidence that is only counted."""
 
