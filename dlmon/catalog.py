@@ -695,7 +695,8 @@ AGENT_SNAPSHOT_ERRORS = Metric(
     Kind.COUNTER,
     Unit.COUNT,
     (),
-    "Snapshots that failed; the last good one is served on and its age grows.",
+    "Snapshots that failed: the last good one is served on and its age grows, or, where only a part"
+    " of the agent failed which looks for trouble, what that would find is missing in a new one.",
 )
 AGENT_SEGMENTS = Metric(
     "dlmon_agent_segments",

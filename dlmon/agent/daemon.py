@@ -149,6 +149,8 @@ class Daemon:
         try:
             seen = self._watch.look(self._observer.observe())
             self._board.publish(seen)
+            if self._watch.failed:
+                self._board.fail(self._watch.failed)
         except Exception as error:  # noqa: BLE001  # whatever it is, the agent goes on serving
             self._complain(error)
         else:

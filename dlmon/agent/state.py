@@ -35,7 +35,7 @@ class Status:
 
     Attributes:
         latest: None before the first snapshot.
-        errors: Snapshots that failed since the agent began.
+        errors: Snapshots that failed since the agent began, those of which a part failed included.
         last_error: What the last failure said; "" once a snapshot succeeded.
         series_dropped: By reason, summed over all snapshots.
     """
@@ -82,6 +82,9 @@ class Board:
         )
 
     def fail(self, error: str) -> None:
-        """Count a snapshot that failed; the last good one stays."""
+        """Count a snapshot that failed; the last one that was published stays.
+
+        That may be the one which failed, where only who looks for trouble in it did.
+        """
         status = self._status
         self._status = replace(status, errors=status.errors + 1, last_error=error)

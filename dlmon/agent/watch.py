@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -13,6 +15,8 @@ from dlmon.observe.snapshot import Finding, Snapshot
 logger = logging.getLogger(__name__)
 
 _GRAVITY = list(Severity)
+_REPEAT_SECONDS = 60.0
+"""So often at most a failure of one watcher is logged."""
 
 
 class Watcher(Protocol):
@@ -23,27 +27,41 @@ class Watcher(Protocol):
 
 
 class Watch:
-    """Has all watchers look, and logs each finding once when it begins and once when it ends."""
+    """Has all watchers look, and logs each finding once when it begins and once when it ends.
+
+    Attributes:
+        failed: What the failures of the last look said, "" if there was none.
+    """
 
     def __init__(self, watchers: Iterable[Watcher]) -> None:
+        self.failed = ""
         self._watchers = tuple(watchers)
         self._known: dict[tuple[str, ...], Finding] = {}
-        self._failed: set[str] = set()
+        self._logged = [-math.inf] * len(self._watchers)
 
     def look(self, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot with what is wrong in it; a watcher that fails costs its own."""
         found: list[Finding] = []
-        for watcher in self._watchers:
+        failures: list[str] = []
+        for number, watcher in enumerate(self._watchers):
             try:
                 snapshot, more = watcher.look(snapshot)
                 found += more
-            except Exception:
-                if type(watcher).__name__ not in self._failed:
-                    self._failed.add(type(watcher).__name__)
-                    logger.exception("%s failed", type(watcher).__name__)
+            except Exception as error:  # noqa: BLE001  # the others look on
+                failures.append(f"{type(watcher).__name__}: {type(error).__name__}: {error}")
+                self._complain(number, error)
+        self.failed = " ".join("; ".join(failures).split())
         found.sort(key=_order)
         self._log(found)
         return replace(snapshot, findings=tuple(found))
+
+    def _complain(self, number: int, error: Exception) -> None:
+        """Log a watcher's failure, unless it failed a moment ago too."""
+        now = time.monotonic()
+        if now - self._logged[number] >= _REPEAT_SECONDS:
+            self._logged[number] = now
+            name = type(self._watchers[number]).__name__
+            logger.error("%s failed: what it finds is missing", name, exc_info=error)
 
     def _log(self, found: Sequence[Finding]) -> None:
         now = {_key(one): one for one in found}

@@ -8,17 +8,18 @@ import signal
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlmon.agent import watch
 from dlmon.agent.config import Config, Web
 from dlmon.agent.daemon import Daemon, next_tick, sight
 from dlmon.agent.log import configure
-from dlmon.observe.snapshot import Snapshot
-from tests.agent.samples import make_snapshot
+from dlmon.observe.snapshot import Finding, Snapshot
+from tests.agent.samples import make_finding, make_snapshot
 
 CONFIG = Config(interval_seconds=0.01, web=Web(listen_address="127.0.0.1:0"))
 
@@ -127,6 +128,42 @@ def test_a_failed_look_is_logged_once_counted_and_the_last_snapshot_is_served_on
         "snapshots succeed again",
         "stopping",
     ]
+
+
+class Broken:
+    """A watcher that always fails."""
+
+    def look(self, snapshot: Snapshot) -> tuple[Snapshot, Sequence[Finding]]:
+        raise ValueError(f"no such\nthing at {snapshot.time}")
+
+
+class Finds:
+    """A watcher that always finds something."""
+
+    def look(self, snapshot: Snapshot) -> tuple[Snapshot, Sequence[Finding]]:
+        return snapshot, (make_finding(),)
+
+
+def test_a_watcher_that_always_fails_is_counted_logged_each_minute_and_costs_its_own(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[str] = []
+
+    def scrape() -> Snapshot:
+        with urllib.request.urlopen(f"http://{daemon.address}/metrics", timeout=60) as answer:
+            pages.append(answer.read().decode())
+        monkeypatch.setattr(watch, "_REPEAT_SECONDS", 0.0)  # as if a minute were over
+        return make_snapshot()
+
+    daemon = Daemon(CONFIG, Scripted(good, good, good, scrape, stop), (Broken(), Finds()))
+    daemon.run()
+    (page,) = pages
+    assert "dlmon_agent_snapshot_errors_total 3.0" in page
+    assert "dlmon_finding{" in page
+    failures = [record for record in caplog.records if record.levelno == logging.ERROR]
+    expected = "Broken failed: what it finds is missing"
+    assert [record.getMessage() for record in failures] == [expected] * 2
+    assert all(record.exc_info for record in failures)
 
 
 def test_it_greets_with_version_address_directories_and_what_it_can_see(

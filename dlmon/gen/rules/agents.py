@@ -51,7 +51,8 @@ SNAPSHOT_ERRORS = Alert(
     lasting="10m",
     why="One failed look of many costs a second. Ten minutes, each with one in the five before it,"
     " are a defect.",
-    meaning="Looks of an agent fail again and again; the last good snapshot is served meanwhile.",
+    meaning="Looks of an agent fail again and again: the last good snapshot is served meanwhile, or"
+    " findings are missing in new ones.",
     summary="Snapshots of agent {{ $labels.instance }} fail",
     description=(
         "Looks of the agent {{ $labels.instance }} fail, {{ $value | humanize }} a second; its log"
