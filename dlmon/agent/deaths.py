@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +24,9 @@ LAST_POINTS = 60
 
 HOLD_SECONDS = 30.0
 """So long a death is told at least, for whoever looks now and then, also if the job goes on."""
+
+REPEAT_SECONDS = 60.0
+"""So often at most it is logged that last words cannot be had."""
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +98,7 @@ class Deaths:
         self._gone: dict[str, _Gone] = {}
         self._told_ranks: dict[tuple[str, str], str] = {}
         self._looked = math.inf
+        self._complained = -math.inf
         self._restored = False
         self._listed: tuple[Death, ...] = ()
 
@@ -101,13 +107,13 @@ class Deaths:
         self._restore(snapshot.time)
         everyone = (*snapshot.ranks, *snapshot.superseded)
         for ended in snapshot.ended:
-            self._worker(ended, snapshot)
-        for rank in snapshot.ranks:
-            if not rank.up:
-                self._rank(rank, snapshot, shown=True)
-        for rank in snapshot.superseded:
-            if not rank.up:
-                self._rank(rank, snapshot, shown=False)
+            with self._alone(ended.key):
+                self._worker(ended, snapshot)
+        for ranks, shown in ((snapshot.ranks, True), (snapshot.superseded, False)):
+            for rank in ranks:
+                if not rank.up:
+                    with self._alone(rank.key):
+                        self._rank(rank, snapshot, shown=shown)
         self._remember(everyone)
         self._forget(snapshot)
         self._looked = snapshot.time
@@ -116,6 +122,17 @@ class Deaths:
             *self._dead_ranks(snapshot),
             *orphans.findings(snapshot),
         )
+
+    @contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """Have a death whose last words cannot be had cost no other, and a line of the log."""
+        try:
+            yield
+        except Exception:  # whatever it is, others died too
+            now = time.monotonic()
+            if now - self._complained >= REPEAT_SECONDS:
+                self._complained = now
+                logger.exception("no last words of %s", key)
 
     def known(self) -> list[Death]:
         """Return what is kept, the newest first. Any thread may ask."""

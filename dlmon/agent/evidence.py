@@ -39,7 +39,9 @@ class Evidence:
 
     def write(self, death: Death) -> None:
         """Keep a death, or what is known better of one that was kept."""
-        name = f"{_PREFIX}{hashlib.sha256(death.key.encode()).hexdigest()[:24]}{_SUFFIX}"
+        # The name of a segment, which is in the key, need not be UTF-8.
+        digest = hashlib.sha256(death.key.encode(errors="surrogatepass")).hexdigest()
+        name = f"{_PREFIX}{digest[:24]}{_SUFFIX}"
         data = json.dumps(dataclasses.asdict(death)).encode("ascii")
         if len(data) > MOST_BYTES:
             data = json.dumps(dataclasses.asdict(_short(death))).encode("ascii")

@@ -19,6 +19,7 @@ from dlmon.agent.evidence import Evidence
 from dlmon.agent.history import MOST_POINTS, History
 from dlmon.agent.routes import Request
 from dlmon.agent.watch import Watch
+from dlmon.analysis import deaths as last_words
 from dlmon.analysis.deaths import Death
 from dlmon.analysis.orphans import AFTER_SECONDS
 from dlmon.observe.snapshot import Ended, Finding, Rank, Snapshot
@@ -287,6 +288,35 @@ def test_evidence_outlives_its_agent(folder: Path) -> None:
     deaths = Deaths(History(0, 1), 3600, Evidence(str(folder)))
     deaths.look(at(NOW + 10))
     assert deaths.known() == [death]
+
+
+def test_the_name_of_a_segment_need_not_be_utf_8(folder: Path) -> None:
+    odd = os.fsdecode(b"1-\xff.seg/1/1")
+    deaths = Deaths(History(0, 1), 3600, Evidence(str(folder)))
+    gone = (ended(NOW, key=odd), ended(NOW, key="1-b.seg/0/1", worker=0))
+    found = deaths.look(dataclasses.replace(at(NOW), ended=gone))
+    assert names(found) == ["worker_died", "worker_died"]
+    assert {death.key for death in Evidence(str(folder)).read()} == {odd, "1-b.seg/0/1"}
+    answer = past.deaths(deaths, Request("/api/v1/deaths"))
+    assert {one["key"] for one in json.loads(answer.body)["deaths"]} == {odd, "1-b.seg/0/1"}
+
+
+def test_a_death_that_cannot_be_taken_in_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    deaths = Deaths(History(0, 1), 3600, None)
+    of_worker = last_words.of_worker
+
+    def fails_for_one(ended: Ended, *others: Any) -> Death:
+        if ended.worker == 0:
+            raise ValueError("a defect")
+        return of_worker(ended, *others)
+
+    monkeypatch.setattr(last_words, "of_worker", fails_for_one)
+    gone = [ended(NOW, key=str(slot), worker=slot) for slot in (0, 0, 1)]
+    snapshot = make_snapshot(died(NOW), ended=tuple(gone), time=NOW)
+    assert names(deaths.look(snapshot)) == ["worker_died", "rank_died"]
+    assert caplog.messages == ["no last words of 0"]
 
 
 def test_evidence_is_bounded_in_number_and_size(folder: Path) -> None:
