@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlmon.agent import evidence, past
+from dlmon.agent.archive import Archive
 from dlmon.agent.config import Config
 from dlmon.agent.daemon import Daemon
 from dlmon.agent.deaths import Deaths
@@ -32,13 +33,14 @@ _UNOBSERVED_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class _Eyes:
-    """An observer, and the threads that look at what it does not wait for."""
+    """An observer, and the threads that do what it does not wait for."""
 
     observer: Observer
     gpus: Gpus
     finder: Finder
     containers: Containers
     shm: SharedMemory
+    archive: Archive | None
 
     def observe(self) -> Snapshot:
         return self.observer.observe()
@@ -49,6 +51,8 @@ class _Eyes:
         self.containers.close()
         self.shm.close()
         self.observer.close()
+        if self.archive is not None:
+            self.archive.close()
 
 
 def daemon(config: Config, *, node: bool = True) -> Daemon:
@@ -79,18 +83,20 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     )
     history = History(config.keep.history_seconds, config.interval_seconds)
     directory = config.keep.evidence_dir
-    kept = evidence.Evidence(directory) if directory else None
-    deaths = Deaths(history, config.keep.dead_seconds, kept)
+    archive = Archive(evidence.Evidence(directory)) if directory else None
+    deaths = Deaths(history, config.keep.dead_seconds, archive)
     hangs = Hangs()
     # What adds to the snapshot comes before the history, which comes before who asks it.
     watchers = (*_judges(config, hangs), history, deaths)
-    eyes = _Eyes(observer, gpus, finder, containers, shm)
+    eyes = _Eyes(observer, gpus, finder, containers, shm, archive)
     sights = (containers.say, gpus.say) if node else (gpus.say,)
     agent = Daemon(config, eyes, watchers, hangs, sights, _routes(history, deaths))
     gpus.start()
     finder.start()
     if node:
         containers.start(wait_seconds=1.0)  # or jobs in containers appear late, as unobserved ones
+    if archive is not None:
+        archive.start()
     return agent
 
 

@@ -36,13 +36,13 @@ _Place = tuple[str, str, int]
 
 
 class Keeping(Protocol):
-    """Where deaths are kept for later: `dlmon.agent.evidence.Evidence`, or what a test has."""
+    """Where deaths are kept for later: `dlmon.agent.archive.Archive`, or what a test has."""
 
     def write(self, death: Death) -> None:
         """Keep a death, or what is known better of one that was kept."""
 
-    def read(self) -> list[Death]:
-        """Return what is kept, the oldest first."""
+    def read(self) -> list[Death] | None:
+        """Return what an earlier agent kept, the oldest first; None while that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +228,13 @@ class Deaths:
                 del self._told[labels]
 
     def _restore(self, now: float) -> None:
-        """Have back, at the first look, what an earlier agent has kept on disk."""
-        if not self._restored and self._evidence is not None:
-            for death in self._evidence.read():
-                self._kept[death.key] = (min(now, death.died or now), death)
-        self._restored = True
+        """Have back what an earlier agent has kept on disk, as soon as it is known."""
+        if self._restored or self._evidence is None:
+            return
+        found = self._evidence.read()
+        self._restored = found is not None
+        for death in found or ():
+            self._kept.setdefault(death.key, (min(now, death.died or now), death))
 
     # ── findings ─────────────────────────────────────────────────────────────────────────────────
 

@@ -298,6 +298,8 @@ def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
         assert "orphan_workers" not in findings(agent)
         history = answer(agent, "/api/v1/history?run=r&rank=0&loader=train&worker=0")["points"]
         assert len({len(column) for column in history.values()}) == 1
+        # A thread of its own writes them.
+        wait_for(lambda: len(list(evidence.glob("death-*.json"))) == 3, "files")
         agent.close()
         assert listed_dead(segment_dir, capsys) == {("rank", "lost"), ("worker", "lost")}
     assert [oct(path.stat().st_mode & 0o777) for path in evidence.iterdir()] == ["0o600"] * 3
