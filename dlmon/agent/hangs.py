@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,10 +25,13 @@ from dlmon.observe.snapshot import Finding, Loader, Rank, Snapshot, Worker
 from dlmon.observe.stacks import Stack
 
 KEPT = 100
-"""Hangs that are remembered, the newest."""
+"""Hangs that are remembered."""
 SAMPLES = 3
 SECONDS_BETWEEN = 1.0
-_WAITING = 32
+WAITING = 256
+"""Hangs that at most wait for being looked at."""
+FOR_STACKS = 32
+"""Of those places, the last are for hangs of which stacks are to be taken."""
 _HOUR = 3600.0
 
 logger = logging.getLogger(__name__)
@@ -76,7 +79,7 @@ class Hang:
 
 
 class Hangs:
-    """The newest hangs. Any thread reads; replacing one tuple is atomic."""
+    """Some hangs. Any thread reads and changes them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -94,13 +97,22 @@ class Hangs:
             return [self._hangs[number] for number in numbers if number in self._hangs]
 
     def add(self, hang: Hang) -> int:
-        """Keep one more and return its number; the oldest goes."""
+        """Keep one more and return its number; of too many the one goes that tells the least.
+
+        One that has ended goes before one that is open, that before one with stacks, and the
+        oldest of those first.
+        """
         with self._lock:
             self._count += 1
             self._hangs[self._count] = hang
             if len(self._hangs) > KEPT:
-                del self._hangs[next(iter(self._hangs))]
+                del self._hangs[min(self._hangs, key=self._worth)]
             return self._count
+
+    def _worth(self, number: int) -> tuple[bool, bool, int]:
+        hang = self._hangs[number]
+        still = hang.ended is None
+        return still, still and not hang.trouble, number
 
     def change(self, number: int, **changes: object) -> Hang | None:
         """Change what is known of one and return it, None if it is not kept any more."""
@@ -181,7 +193,7 @@ class Evidence:
         self._taken: deque[float] = deque()
         self._open: dict[Key, int] = {}
         self._elsewhere: set[Key] = set()
-        self._orders: queue.Queue[_Order] = queue.Queue(_WAITING)
+        self._orders: queue.Queue[_Order] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
 
     def look(self, snapshot: Snapshot) -> tuple[Snapshot, Sequence[Finding]]:
@@ -190,9 +202,8 @@ class Evidence:
         now = {_key(finding): finding for finding in found}
         for key in self._open.keys() - now.keys():
             self._hangs.change(self._open.pop(key), ended=snapshot.time)
-        for key, finding in now.items():
-            if key not in self._open:
-                self._open[key] = self._begin(finding, snapshot)
+        for key in _in_turn([key for key in now if key not in self._open], self._open):
+            self._open[key] = self._begin(now[key], snapshot)
         self._note_elsewhere(snapshot)
         return snapshot, found
 
@@ -229,11 +240,15 @@ class Evidence:
             pids[f"worker {worker.slot}"] = worker.pid
         if rank is not None and rank.visible:
             pids["rank"] = rank.pid
-        self._send(_Order(number, pids, with_stacks=not trouble))
+        if self._send(_Order(number, pids, with_stacks=not trouble)):
+            if not trouble:
+                self._taken.append(self._clock())
+        elif not trouble:
+            self._hangs.change(number, trouble="too many hangs at once")
         return number
 
     def _refusal(self) -> str:
-        """Say why no stacks will be taken of one more hang; "" and count it if they will."""
+        """Say why no stacks are to be taken of one more hang; "" if they are."""
         if not self._enabled:
             return "stacks are switched off (stacks.enabled)"
         now = self._clock()
@@ -241,10 +256,10 @@ class Evidence:
             self._taken.popleft()
         if len(self._taken) >= self._per_hour:
             return f"stacks of {self._per_hour} hangs were taken within the hour (stacks.per_hour)"
-        self._taken.append(now)
         return ""
 
-    def _send(self, order: _Order) -> None:
+    def _send(self, order: _Order) -> bool:
+        """Have a hang looked at, and say if there was room for that."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="dlmon-stacks", daemon=True)
             # A thread inherits what is blocked: signals are for the main thread.
@@ -253,10 +268,11 @@ class Evidence:
                 self._thread.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        try:
-            self._orders.put_nowait(order)
-        except queue.Full:
-            self._hangs.change(order.number, trouble="too many hangs at once")
+        # Only this thread puts, so there is not less room when it does.
+        if self._orders.qsize() >= WAITING - (0 if order.with_stacks else FOR_STACKS):
+            return False
+        self._orders.put_nowait(order)
+        return True
 
     def _work(self) -> None:
         """Take one sample of each hang that is being looked at, then wait for the next second."""
@@ -314,6 +330,17 @@ def _worker(loader: Loader, slot: str) -> Worker | None:
 
 def _key(finding: Finding) -> Key:
     return (finding.name, finding.run, finding.rank, finding.loader, finding.worker)
+
+
+def _in_turn(new: Iterable[Key], known: Iterable[Key]) -> list[Key]:
+    """Return the first of each loader, then the second of each, and so on; known ones count."""
+    seen = Counter(key[1:4] for key in known)
+
+    def turn(key: Key) -> int:
+        seen[key[1:4]] += 1
+        return seen[key[1:4]]
+
+    return sorted(new, key=turn)
 
 
 def _delivery(rank: Rank, loader: Loader) -> Key:

@@ -222,7 +222,118 @@ def test_an_error_while_looking_costs_no_other_hang(
     assert quick
 
 
-def test_only_the_newest_are_kept() -> None:
+def of_loaders(loaders: int, workers: int) -> list[Finding]:
+    """Hangs of all workers of some loaders, loader by loader."""
+    return [
+        make_finding(loader=f"l{loader}", worker=str(worker))
+        for loader in range(loaders)
+        for worker in range(workers)
+    ]
+
+
+def with_stacks(hangs: Hangs) -> list[Hang]:
+    return [one for one in hangs.newest() if any(seen.stacks for seen in one.processes)]
+
+
+def test_of_more_open_hangs_than_are_kept_those_with_stacks_stay(
+    sleeper: int, quick: list[int]
+) -> None:
+    setting = Setting(sleeper, per_hour=20)
+    setting.look(*of_loaders(loaders=16, workers=8))
+    wait_for(lambda: all(one.processes for one in setting.hangs.newest()), "a look at all")
+    wait_for(lambda: len(quick) == 20 * SAMPLES, "stacks")
+    wait_for(lambda: len(with_stacks(setting.hangs)) == 20, "all that were taken")
+    assert len(setting.hangs.newest()) == KEPT
+
+
+def test_stacks_are_taken_of_each_loader_before_a_second_worker_of_any(
+    sleeper: int, quick: list[int]
+) -> None:
+    setting = Setting(sleeper, per_hour=5)
+    many = of_loaders(loaders=4, workers=8)
+    setting.look(many[0])
+    setting.look(*many)
+    wait_for(lambda: len(quick) == 5 * SAMPLES, "stacks")
+    wait_for(lambda: len(with_stacks(setting.hangs)) == 5, "all that were taken")
+    seen = {(one.finding.loader, one.finding.worker) for one in with_stacks(setting.hangs)}
+    assert seen == {("l0", "0"), ("l1", "0"), ("l2", "0"), ("l3", "0"), ("l0", "1")}
+
+
+@dataclasses.dataclass
+class Slow:
+    """Stacks that the test lets be taken."""
+
+    asked: threading.Event = dataclasses.field(default_factory=threading.Event)
+    go: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch, quick: list[int]) -> Slow:
+    slow, take = Slow(), stacks.take
+
+    def takes(pid: int) -> Stack:
+        slow.asked.set()
+        slow.go.wait()
+        return take(pid)
+
+    monkeypatch.setattr(stacks, "take", takes)
+    return slow
+
+
+def test_a_hang_for_which_there_is_no_room_costs_no_later_one_its_stacks(
+    sleeper: int, slow: Slow, quick: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlmon.agent.hangs.WAITING", 1)
+    setting = Setting(sleeper, per_hour=3)
+    first, waits, too_many, later = of_loaders(loaders=4, workers=1)
+    setting.look(first)
+    slow.asked.wait()
+    setting.look(first, waits, too_many)
+    assert setting.newest().trouble == "too many hangs at once"
+    slow.go.set()
+    wait_for(lambda: len(quick) == 2 * SAMPLES, "stacks of two")
+    setting.look(first, waits, too_many, later)
+    wait_for(lambda: len(quick) == 3 * SAMPLES, "stacks of the last")
+    assert setting.newest().trouble == ""
+
+
+def test_hangs_without_stacks_leave_room_for_those_with(
+    sleeper: int, slow: Slow, quick: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlmon.agent.hangs.WAITING", 3)
+    monkeypatch.setattr("dlmon.agent.hangs.FOR_STACKS", 1)
+    setting = Setting(sleeper, per_hour=1)
+    first, *rest, later = of_loaders(loaders=6, workers=1)
+    setting.look(first)
+    slow.asked.wait()
+    setting.look(first, *rest)
+    setting.now = 3600.0
+    setting.look(first, *rest, later)
+    slow.go.set()
+    wait_for(lambda: len(quick) == 2 * SAMPLES, "stacks of two")
+    wait_for(lambda: len(with_stacks(setting.hangs)) == 2, "both that were taken")
+    assert {one.finding.loader for one in with_stacks(setting.hangs)} == {"l0", "l5"}
+    hidden = [one for one in setting.hangs.newest() if not one.processes]
+    assert [one.finding.loader for one in hidden] == ["l4", "l3"]
+    assert {one.trouble for one in hidden} == {
+        "stacks of 1 hangs were taken within the hour (stacks.per_hour)"
+    }
+
+
+def test_what_tells_the_least_is_not_kept() -> None:
+    """Those that have ended go first, then those without stacks, the oldest before others."""
+    hangs = Hangs()
+    there = [hangs.add(make_hang()) for _ in range(KEPT - 4)]
+    over = [hangs.add(make_hang(ended=1.0, trouble=why)) for why in ("", "none")]
+    bare = [hangs.add(make_hang(trouble="none")) for _ in range(2)]
+    for goes in (*over, *bare, *there[:2]):
+        assert len(hangs.some([goes])) == 1
+        hangs.add(make_hang())
+        assert hangs.some([goes]) == []
+        assert len(hangs.newest()) == KEPT
+
+
+def test_only_the_newest_of_one_sort_are_kept() -> None:
     hangs = Hangs()
     numbers = [hangs.add(make_hang(noticed=float(number))) for number in range(KEPT + 5)]
     kept = hangs.newest()
