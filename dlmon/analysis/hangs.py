@@ -130,11 +130,12 @@ class HangWatcher:
         if not _pins(loader) or not _names_threads(facts.rank):
             return False
         seen, looks = self._pinning.get(pid, (False, 0))
-        if not seen and looks < _PIN_LOOKS:  # without an accelerator there never is one
-            self._pinning[pid] = (bool(self._pin_threads(pid)), looks + 1)
+        if not seen:
+            if looks < _PIN_LOOKS and _in_use(loader):  # without an accelerator there never is one
+                self._pinning[pid] = (bool(self._pin_threads(pid)), looks + 1)
             return False
         late = facts.phase.seconds > thresholds.of_fetch(loader, self._limits)
-        if not (seen and late and facts.waits and loader.ready > 0):
+        if not (late and facts.waits and loader.ready > 0):
             return False
         expected = sum(_pins(one) and _in_use(one) for one in facts.rank.loaders)
         alive = self._pin_threads(pid)

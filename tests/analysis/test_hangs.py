@@ -437,6 +437,27 @@ def test_a_dead_pin_thread_is_told_from_a_batch_that_is_lost(
     assert first_found(world, make, until=100) == (61, [name])
 
 
+def test_a_pin_thread_is_looked_for_once_its_loader_is_in_use_however_long_that_took() -> None:
+    alive = 0
+    world = World(pin_threads=lambda _: alive)
+    config = {**make_loader().config, "pin_memory": "true"}
+    info = {**make_rank().info, "torch": "2.13.0"}
+    idle = world.worker(up=None, state=None, process_state=None, owed=None)
+    nothing = {"phase": Phase.IDLE, "phase_since": None, "ready": 0, "outstanding": 0}
+    for _ in range(100):
+        assert world.look(world.loader(idle, config=config, **nothing), info=info) == []
+        world.later()
+    alive = 1
+    world.look(world.loader(world.worker(), config=config), info=info)
+    alive = 0
+
+    def make(world: World, begun: float) -> list[str]:
+        worker = world.worker(state=WorkerState.HANDING_OVER, last_progress=world.unix(begun))
+        return world.look(world.waiting(worker, since=begun, ready=2, config=config), info=info)
+
+    assert first_found(world, make, until=100) == (61, ["pin_memory_thread_dead"])
+
+
 # --- clocks ---
 
 
