@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dlmon.analysis.robust import slope
-from dlmon.analysis.sizes import duration, size
+from dlmon.analysis.sizes import batch, duration, size
 from dlmon.observe.snapshot import Ended, Loader, Rank, Worker, WorkerState
 from dlmon.segment.layout import Phase
 
@@ -66,7 +66,7 @@ class Death:
             that is not known.
         doing_seconds: For how long by then, None if not known.
         fetch_index: The first sample index of the open fetch, None if it has no integer one.
-        fetch_samples: Samples to be fetched, 0 if not known.
+        fetch_samples: Samples in a batch, as many as are usual; 0 if not known.
         resident_bytes, proportional_bytes, unique_bytes: RSS, PSS and USS when it was last seen.
         growth_bytes_per_second: Of PSS where it is known, else of RSS, over its last minutes.
         memory: Its last minutes: columns of equal length, `time` first.
@@ -131,7 +131,7 @@ def of_worker(
         parts[0] += ", last seen " if ended.replaced else " while "
         parts[0] += _DOING[WorkerState[doing.upper()]]
     if doing == "fetching":
-        parts[0] += _samples(samples, ended.fetch_index)
+        parts[0] += f" {batch(ended.fetch_index, samples)}"
     if seconds is not None:
         parts[0] += f", for {duration(seconds)}"
     words = _memory_words(last, growth)
@@ -236,14 +236,6 @@ def _doing_of(ended: Ended, last: Worker | None) -> tuple[str, float | None]:
     if last.state is WorkerState.FETCHING:
         return "", None  # that fetch has ended since
     return last.state.name.lower(), None
-
-
-def _samples(samples: int, index: int | None) -> str:
-    count = "" if not samples else " 1 sample" if samples == 1 else f" {samples:,} samples"
-    if index is None:
-        return count or " a batch"
-    where = f"index {index}" if samples == 1 else f"index {index} on"
-    return f"{count or ' samples'} from {where}"
 
 
 def _batch_size(loader: Loader | None) -> int:

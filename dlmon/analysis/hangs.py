@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from dlmon.analysis import thresholds
 from dlmon.analysis.facts import STOPPED, LoaderFacts, WorkerFacts
-from dlmon.analysis.sizes import duration
+from dlmon.analysis.sizes import batch, duration
 from dlmon.analysis.stalls import Lasted, Stalls
 from dlmon.analysis.thresholds import Limits
 from dlmon.observe.snapshot import Finding, Loader, Rank, Snapshot, Worker, WorkerState
@@ -229,7 +229,7 @@ def _of_worker(one: WorkerFacts, facts: LoaderFacts, limits: Limits) -> list[Fin
         if needed and one.stopped.seconds > limit:
             found = "worker_stopped", one.stopped, f"{who} is stopped, and a batch is wanted of it"
     elif one.fetching.seconds > limit:
-        what = f"a batch{_indices(worker)}"
+        what = batch(worker.fetch_index, worker.fetch_samples)
         found = "worker_stuck_in_fetch", one.fetching, f"{who} is stuck fetching {what}"
         if one.fetching.flagged:
             text = f"{who} is blocked in the kernel while it fetches {what}"
@@ -349,13 +349,6 @@ def _finding(
     since = facts.time - lasted.age
     sentence = f"{loader.name}: {text}, for {duration(lasted.age)}"
     return Finding(name, rank.run, rank.rank, loader.name, slot, since, sentence, evidence)
-
-
-def _indices(worker: Worker) -> str:
-    if worker.fetch_index is None:
-        return ""
-    many = f" ({worker.fetch_samples} a batch)" if worker.fetch_samples > 1 else ""
-    return f" that begins with sample {worker.fetch_index}{many}"
 
 
 def _idle_for(worker: Worker, loader: Loader, now: float) -> float:

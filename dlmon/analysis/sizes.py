@@ -1,4 +1,4 @@
-"""Bytes and seconds as people write them."""
+"""Bytes, seconds and batches as people write them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ def duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.3g} h" if seconds < 99.5 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def batch(index: int | None, samples: int) -> str:
+    """Return which batch it is, as far as is known: of what comes shuffled only its first sample.
+
+    Args:
+        index: Of its first sample, None if it has no integer one.
+        samples: As many as are usual, 0 if not known.
+    """
+    if index is None:
+        return "a batch"
+    many = f" ({samples:,} a batch)" if samples > 1 else ""
+    return f"a batch that begins with sample {index}{many}"
 
 
 def _short(number: float, unit: str) -> str:

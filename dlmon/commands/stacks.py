@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dlmon.analysis.sizes import batch
 from dlmon.commands import _looking, _table
 from dlmon.errors import UsageError
 from dlmon.observe import kernel, stacks
@@ -208,11 +209,9 @@ def _at(subject: Subject, now: float) -> Iterator[str]:
         if worker.fetching_since is None:
             yield f"does not fetch{owes}"
             return
-        first = (
-            "" if worker.fetch_index is None else f" that begins with sample {worker.fetch_index}"
-        )
+        what = batch(worker.fetch_index, worker.fetch_samples)
         lasted = _table.duration(max(0.0, now - worker.fetching_since))
-        yield f"has been fetching a batch{first} for {lasted}{owes}"
+        yield f"has been fetching {what} for {lasted}{owes}"
         return
     for loader in rank.loaders if rank else ():
         if loader.phase is Phase.IDLE or loader.phase_since is None:

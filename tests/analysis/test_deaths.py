@@ -43,8 +43,8 @@ def test_the_sentence_that_a_user_should_get() -> None:
     memory = growing(40e6, 11.2e9)
     death = deaths.of_worker(ended(), make_rank(), make_loader(), last, memory)
     assert death.sentence == (
-        "worker 3 of train was OOM-killed while fetching 32 samples from index 18112 on, for 4.2 s;"
-        " PSS 11.2 GB and growing 40 MB/s"
+        "worker 3 of train was OOM-killed while fetching a batch that begins with sample 18112 "
+        "(32 a batch), for 4.2 s; PSS 11.2 GB and growing 40 MB/s"
     )
     assert death.doing == "fetching"
     assert death.doing_seconds == pytest.approx(4.2)
@@ -55,11 +55,10 @@ def test_the_sentence_that_a_user_should_get() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fetch_index": None}, "while fetching 32 samples, for 4.2 s"),
-        ({"fetch_samples": 1}, "while fetching 1 sample from index 18112, for 4.2 s"),
-        ({"fetch_samples": 0}, "while fetching 64 samples from index 18112 on, for 4.2 s"),
-        ({"fetch_samples": 0, "fetch_index": None}, "while fetching 64 samples, for 4.2 s"),
-        ({"died": None}, "while fetching 32 samples from index 18112 on"),
+        ({"fetch_index": None}, "while fetching a batch, for 4.2 s"),
+        ({"fetch_samples": 1}, "fetching a batch that begins with sample 18112, for 4.2 s"),
+        ({"fetch_samples": 0}, "begins with sample 18112 (64 a batch), for 4.2 s"),
+        ({"died": None}, "fetching a batch that begins with sample 18112 (32 a batch)"),
         ({"reason": "error", "exitcode": 3}, "worker 3 of train exited with status 3 while"),
         ({"reason": "error", "exitcode": None}, "worker 3 of train exited with an error while"),
         ({"reason": "other_signal", "exitcode": -1}, "was ended by SIGHUP while"),
@@ -79,8 +78,8 @@ def test_of_who_was_replaced_within_a_second_it_is_said_what_was_seen() -> None:
     gone = ended(replaced=True, fetching_since=None, fetch_index=None, fetch_samples=0)
     death = deaths.of_worker(gone, None, None, last, {})
     assert death.sentence == (
-        "worker 3 of train was OOM-killed, last seen fetching 64 samples from index 640 on; "
-        "PSS 180 MB"
+        "worker 3 of train was OOM-killed, last seen fetching a batch that begins with sample 640 "
+        "(64 a batch); PSS 180 MB"
     )
     assert (death.fetch_index, death.doing_seconds) == (640, None)
 

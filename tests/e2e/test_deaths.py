@@ -211,7 +211,7 @@ def test_the_reason_of_a_workers_death_is_told_and_counted_once(
         assert death["worker"] in ("0", "1")
         assert death["doing"] == "fetching"
         assert (death["fetch_index"], death["fetch_samples"]) == (80, 8)
-        assert "fetching 8 samples from index 80 on, for " in death["sentence"]
+        assert "fetching a batch that begins with sample 80 (8 a batch), for " in death["sentence"]
         assert death["private"]["script"].endswith(".py")
         assert findings(agent)["worker_died"]["sentence"] == death["sentence"]
         assert abnormal(train(agent)) == {reason: 1}
@@ -292,7 +292,7 @@ def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
         known = deaths(agent)
         assert {one["reason"] for one in known} == {"sigkill"}
         for one in known[:2]:
-            assert "while fetching 8 samples from index " in one["sentence"]
+            assert "while fetching a batch that begins with sample " in one["sentence"]
             assert one["memory"]["resident_bytes"][-1] == one["resident_bytes"] > 1_000_000
         assert abnormal(train(agent)) == {"sigkill": 2}
         assert "orphan_workers" not in findings(agent)
