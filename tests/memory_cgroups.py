@@ -1,4 +1,4 @@
-"""Memory cgroups of the kernel's for tests, version 1, below the root of their own."""
+"""Cgroups of the kernel's for tests, version 1, below the root of their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from tests.jobs import wait_for
 
 ROOT = Path("/sys/fs/cgroup/memory")
+FREEZER = Path("/sys/fs/cgroup/freezer")
 
 
 @contextmanager
@@ -28,5 +29,25 @@ def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
         (directory / "memory.limit_in_bytes").write_text(str(limit_bytes))
         yield directory
     finally:
+        wait_for(lambda: not (directory / "cgroup.procs").read_text(), "end of its members")
+        directory.rmdir()
+
+
+@contextmanager
+def freezer_cgroup() -> Iterator[Path]:
+    """Make a cgroup that can be frozen, and thaw it; skip the test where that cannot be done.
+
+    Its members go back to the root when it is left.
+    """
+    if not os.access(FREEZER / "cgroup.procs", os.W_OK):
+        pytest.skip("needs root and a freezer of version 1")
+    directory = FREEZER / f"dlmon-test-{os.getpid()}"
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        (directory / "freezer.state").write_text("THAWED")
+        for pid in (directory / "cgroup.procs").read_text().split():
+            (FREEZER / "cgroup.procs").write_text(pid)
         wait_for(lambda: not (directory / "cgroup.procs").read_text(), "end of its members")
         directory.rmdir()

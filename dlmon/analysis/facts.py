@@ -12,6 +12,11 @@ STOPPED = ("T", "t")
 IN_NEXT = (Phase.STARTUP, Phase.WAIT, Phase.TEARDOWN)
 
 
+def halted(rank: Rank) -> bool:
+    """Say if a training process is stopped, or frozen with all that is in its cgroup."""
+    return rank.process.frozen or rank.process.state in STOPPED
+
+
 @dataclass(slots=True)
 class WorkerFacts:
     """For how long a worker has been what it is; what does not apply has lasted 0 seconds."""

@@ -177,12 +177,20 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         name="rank_stopped",
         severity=Severity.WARNING,
-        meaning=("A training process is stopped, by a signal, a debugger or its scheduler."),
-        signals=(
-            "Process state T or t of the rank for longer than `hangs.floor_seconds`; nothing else "
-            "is then said of it and its workers, and the time does not count against them."
+        meaning=(
+            "A training process is stopped, by a signal, a debugger or its scheduler, or its "
+            "cgroup is frozen, as by `docker pause`."
         ),
-        advice=("`kill -CONT` its pid, unless a scheduler suspended the job on purpose."),
+        signals=(
+            "Process state T or t of the rank, or its cgroup frozen (`cgroup.events`, with v1 "
+            "`freezer.state`; its processes are in state D or S then), for longer than "
+            "`hangs.floor_seconds`; nothing else is then said of it and its workers, and the time "
+            "does not count against them."
+        ),
+        advice=(
+            "`kill -CONT` its pid, or thaw its cgroup (`docker unpause`), unless a scheduler "
+            "suspended the job on purpose."
+        ),
     ),
     Kind(
         name="worker_died",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from dlmon.analysis import thresholds
-from dlmon.analysis.facts import STOPPED, LoaderFacts, WorkerFacts
+from dlmon.analysis.facts import STOPPED, LoaderFacts, WorkerFacts, halted
 from dlmon.analysis.sizes import batch, duration
 from dlmon.analysis.stalls import Lasted, Stalls
 from dlmon.analysis.thresholds import Limits
@@ -70,15 +70,15 @@ class HangWatcher:
         living = [rank for rank in snapshot.ranks if rank.up]
         self._pinning = {r.pid: self._pinning[r.pid] for r in living if r.pid in self._pinning}
         facts = [self._of_rank(rank, snapshot.time) for rank in living]
-        stopped = [(r, s) for r, f, s in facts if r.process.state in STOPPED]
-        running = [f for r, f, _ in facts if r.process.state not in STOPPED]
+        stopped = [(r, s) for r, f, s in facts if halted(r)]
+        running = [f for r, f, _ in facts if not halted(r)]
         found = [f for rank, s in stopped for f in _rank_stopped(rank, s, self._limits, snapshot)]
         found += hung(running, self._limits)
         return mark(snapshot, found), found
 
     def _of_rank(self, rank: Rank, now: float) -> tuple[Rank, list[LoaderFacts], Lasted]:
         key = (rank.run, rank.rank)
-        frozen = rank.process.state in STOPPED
+        frozen = halted(rank)
         stopped = Lasted()
         if frozen:
             stopped = self._stalls.lasted((*key, "stopped"), rank.pid)
@@ -303,7 +303,10 @@ def _rank_stopped(
     rank: Rank, lasted: Lasted, limits: Limits, snapshot: Snapshot
 ) -> Iterable[Finding]:
     if lasted.seconds > limits.floor:
-        text = f"the training process {rank.pid} is stopped, for {duration(lasted.age)}"
+        text = f"the training process {rank.pid} is stopped"
+        if rank.process.frozen:
+            text = f"the cgroup of the training process {rank.pid} is frozen"
+        text += f", for {duration(lasted.age)}"
         since = snapshot.time - lasted.age
         yield Finding("rank_stopped", rank.run, rank.rank, "", "", since, text)
 

@@ -1,7 +1,7 @@
-"""Which cgroup a process is in, and what CPU and memory that grants, by cgroup v2 or v1.
+"""Which cgroup a process is in, what CPU and memory that grants, and if it is frozen; v2 or v1.
 
-Source: kernel Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ (memory.rst), and
-scheduler/sched-bwc.rst.
+Source: kernel Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ (memory.rst,
+freezer-subsystem.rst), and scheduler/sched-bwc.rst.
 
 Runs in: agent and the commands. On failure: what may not be read is None.
 """
@@ -31,6 +31,8 @@ class Cgroup:
         unified: Whether that is a v2 hierarchy.
         memory_directory: Where its memory controller's files are, None if unknown.
         memory_unified: Whether that is a v2 hierarchy.
+        freezer_directory: Where the files are that tell if it is frozen, None if unknown.
+        freezer_unified: Whether that is a v2 hierarchy.
     """
 
     path: str | None = None
@@ -38,6 +40,8 @@ class Cgroup:
     unified: bool = True
     memory_directory: str | None = None
     memory_unified: bool = True
+    freezer_directory: str | None = None
+    freezer_unified: bool = True
 
     def cpu_quota(self) -> float | None:
         """Return how many CPUs the tightest quota of all levels grants; None without one."""
@@ -76,6 +80,17 @@ class Cgroup:
             room_bytes=None if room is None else max(0, room),
             binding_limit_bytes=binding,
         )
+
+    def frozen(self) -> bool:
+        """Say if it is known to be frozen, itself or with a cgroup above it.
+
+        Nothing in it runs then, though its processes are in state D or S.
+        """
+        if self.freezer_directory is None:
+            return False
+        if self.freezer_unified:
+            return _pairs(f"{self.freezer_directory}/cgroup.events").get("frozen") == 1
+        return _read(f"{self.freezer_directory}/freezer.state").strip() in ("FREEZING", "FROZEN")
 
     def _quota(self, directory: str) -> float | None:
         if self.unified:
@@ -162,19 +177,16 @@ def _found(text: str, root: str) -> Cgroup:
             for controller in parts[1].split(","):
                 by_controller[controller] = parts[2]
     unified = by_controller.get("")
-    cpu = by_controller.get("cpu")
-    memory = by_controller.get("memory")
-    path = memory or unified or cpu
-    cpu_directory = memory_directory = None
-    if cpu is not None:
-        cpu_directory = _directory(f"{root}/cpu", cpu)
-    elif unified is not None:
-        cpu_directory = _directory(root, unified)
-    if memory is not None:
-        memory_directory = _directory(f"{root}/memory", memory)
-    elif unified is not None:
-        memory_directory = _directory(root, unified)
-    return Cgroup(path, cpu_directory, cpu is None, memory_directory, memory is None)
+
+    def of(controller: str) -> tuple[str | None, bool]:
+        """Return where a controller's files are, and whether that is a v2 hierarchy."""
+        own = by_controller.get(controller)
+        if own is not None:
+            return _directory(f"{root}/{controller}", own), False
+        return None if unified is None else _directory(root, unified), True
+
+    path = by_controller.get("memory") or unified or by_controller.get("cpu")
+    return Cgroup(path, *of("cpu"), *of("memory"), *of("freezer"))
 
 
 def levels(directory: str | None) -> list[str]:

@@ -241,4 +241,5 @@ def rank_process(pid: int) -> Process:
         cgroup=group.path,
         shm_bytes=numbers(f"/proc/{pid}/status", "RssShmem").get("RssShmem"),
         state=seen.status,
+        frozen=group.frozen(),
     )

@@ -1,7 +1,7 @@
 """Look at training processes and their cgroups again and again.
 
-What each look needs costs one read of /proc/<pid>/stat. Limits, quotas, descriptors and the memory
-of cgroups take a hundred times as long, and are asked for every few seconds.
+What each look needs costs one read of /proc/<pid>/stat. Limits, quotas, descriptors and the rest of
+cgroups take a hundred times as long, and are asked for every few seconds.
 
 Runs in: agent and the commands. On failure: what may not be read is None.
 """
@@ -59,7 +59,7 @@ class Ranks:
             due = now + SELDOM_SECONDS * (pid % _TURNS + 1) / _TURNS
             known = _Known(seen.start_ticks, due, processes.rank_process(pid))
             self._known[pid] = known
-        elif now >= known.due:
+        elif now >= known.due or known.process.frozen:  # it goes on when that ends, and at once
             before = known.process.cpu_throttled_seconds or 0.0
             known.process, known.due = processes.rank_process(pid), now + SELDOM_SECONDS
             known.throttled = (known.process.cpu_throttled_seconds or 0.0) > before

@@ -399,6 +399,24 @@ def test_a_rank_that_is_stopped_explains_all_in_it() -> None:
         assert world.look(world.waiting(world.worker(fetching=begun), since=begun)) == []
 
 
+@pytest.mark.parametrize("state", ["D", "S"])  # of the freezer of v1, and of v2
+def test_a_rank_whose_cgroup_is_frozen_is_stopped_and_explains_all_in_it(state: str) -> None:
+    def make(world: World, begun: float) -> list[str]:
+        worker = world.worker(fetching=begun, process_state=state)
+        waiting = world.waiting(worker, since=begun)
+        return world.look(waiting, pid=4242, process=Process(state=state, frozen=True))
+
+    world = World()
+    assert first_found(world, make, until=100) == (61, ["rank_stopped"])
+    assert world.found[0].sentence == (
+        "the cgroup of the training process 4242 is frozen, for 61 s"
+    )
+    begun = world.monotonic - 61
+    for _ in range(20):  # and when it is thawed, nothing in it is hung at once
+        world.later()
+        assert world.look(world.waiting(world.worker(fetching=begun), since=begun)) == []
+
+
 def test_a_dead_rank_is_not_hung() -> None:
     def make(world: World, begun: float) -> list[str]:
         left = world.worker(fetching=begun, orphan=True)

@@ -206,6 +206,45 @@ def test_of_this_very_process_the_kernels_files_are_understood() -> None:
     assert (group.cpu_throttled_seconds() or 0) >= 0
 
 
+# --- frozen ---
+
+
+@pytest.mark.parametrize(
+    ("text", "frozen"),
+    [
+        ("populated 1\nfrozen 1\n", True),
+        ("populated 1\nfrozen 0\n", False),
+        ("populated 1\n", False),
+        ("frozen x\n", False),
+    ],
+)
+def test_v2_tells_in_its_events_if_it_is_frozen(
+    root: Path, monkeypatch: pytest.MonkeyPatch, text: str, frozen: bool
+) -> None:
+    tree(root, {"job/cgroup.events": text})
+    assert member(monkeypatch, "0::/job\n").frozen() is frozen
+
+
+@pytest.mark.parametrize(
+    ("text", "frozen"),
+    [("FROZEN\n", True), ("FREEZING\n", True), ("THAWED\n", False), ("", False)],
+)
+def test_v1_tells_in_its_freezer_if_it_is_frozen(
+    root: Path, monkeypatch: pytest.MonkeyPatch, text: str, frozen: bool
+) -> None:
+    tree(root, {"freezer/docker/abc/freezer.state": text, "cgroup.events": "frozen 1\n"})
+    assert member(monkeypatch, "7:freezer:/docker/abc\n0::/\n").frozen() is frozen
+
+
+def test_who_is_in_no_cgroup_that_can_be_seen_is_not_known_to_be_frozen(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(root, {"freezer/freezer.state": "FROZEN\n", "cgroup.events": "frozen 1\n"})
+    assert member(monkeypatch, "7:freezer:/elsewhere\n").frozen() is False
+    assert member(monkeypatch, "0::/../elsewhere\n").frozen() is False
+    assert member(monkeypatch, "").frozen() is False
+
+
 # --- memory ---
 
 GB = 1 << 30

@@ -13,6 +13,7 @@ from dlmon.observe.cgroups import of
 from dlmon.observe.ranks import Ranks
 from dlmon.observe.snapshot import Process
 from tests.jobs import JobStarter, wait_for
+from tests.memory_cgroups import freezer_cgroup
 
 
 @pytest.fixture
@@ -61,6 +62,24 @@ def test_what_is_dear_is_asked_again_after_a_while(
     later = looked.look(os.getpid())[0].open_fds
     assert later is not None
     assert later >= first.open_fds + 10
+
+
+def test_who_is_frozen_is_seen_to_be_and_that_it_goes_on_at_once(
+    run_job: JobStarter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with freezer_cgroup() as directory:
+        job = run_job("input()")
+        (directory / "cgroup.procs").write_text(str(job.pid))
+        looked = Ranks()
+        assert looked.look(job.pid)[0].frozen is False
+        (directory / "freezer.state").write_text("FROZEN")
+        now = time.monotonic() + ranks.SELDOM_SECONDS
+        with monkeypatch.context() as later:
+            later.setattr(time, "monotonic", lambda: now)
+            process, _ = looked.look(job.pid)
+        assert (process.frozen, process.state in ("T", "t")) == (True, False)
+        (directory / "freezer.state").write_text("THAWED")
+        assert looked.look(job.pid)[0].frozen is False
 
 
 def test_another_process_of_the_same_pid_is_asked_at_once(files: list[int]) -> None:

@@ -101,11 +101,14 @@ RANK_STOPPED = Alert(
     expression=passed_on("DlmonRankStopped", _RANK_LABELS, _STOPPED),
     lasting="30s",
     why=_JUDGED,
-    meaning="A training process is stopped, by a signal, a debugger or its scheduler.",
+    meaning=(
+        "A training process is stopped, by a signal, a debugger or its scheduler, or its cgroup is"
+        " frozen."
+    ),
     summary=f"Stopped: {RUN_AND_RANK} ({FINDING})",
     description=(
-        f"{ON}, {RUN_AND_RANK} is in process state T: {FINDING}. Its last batch:"
-        f" {LAST_BATCH_OF_RANK}."
+        f"{ON}, {RUN_AND_RANK} is in process state T, or its cgroup is frozen: {FINDING}. Its last"
+        f" batch: {LAST_BATCH_OF_RANK}."
     ),
     findings=_STOPPED,
     silenced_by=("DlmonRankDied",),
