@@ -15,6 +15,7 @@ import pytest
 
 from dlmon import cli
 from tests.agents import Agent, running
+from tests.e2e.looks import Look, Looks, end_of_one
 from tests.jobs import Job, JobStarter, wait_for
 
 JOB = """
@@ -79,12 +80,14 @@ JOB = """
         try:
             for _ in train:
                 pass
-        except (RuntimeError, IndexError):
-            print("TOLD", flush=True)
+        except (RuntimeError, IndexError, OSError, EOFError):  # or its batches cannot be taken
+            print("TOLD", time.time(), flush=True)
             if os.environ.get("AGAIN"):
                 for _ in zip(train, range(3)):  # not as far as where they die
                     pass
                 print("AGAIN", flush=True)
+            if os.environ.get("RAISE") == "later":
+                input()
             if os.environ.get("RAISE"):
                 raise
         print("WAITS", flush=True)
@@ -125,8 +128,7 @@ def findings(agent: Agent) -> dict[str, dict[str, Any]]:
 
 def train(agent: Agent) -> dict[str, Any]:
     wait_for(agent.ready, "ready")
-    ranks = answer(agent, "/api/v1/snapshot")["ranks"]
-    return next((one for rank in ranks for one in rank["loaders"]), {})
+    return loader_of(answer(agent, "/api/v1/snapshot"))
 
 
 def abnormal(loader: dict[str, Any]) -> dict[str, int]:
@@ -148,6 +150,24 @@ def let_go(job: Job, agent: Agent, tmp_path: Path) -> None:
     """Have the job come to where it dies, once the agent has seen its workers."""
     job.wait_for(lambda: both_workers_up(agent), "both workers")
     (tmp_path / "go").touch()
+
+
+def let_die(job: Job, agent: Agent, tmp_path: Path) -> float:
+    """Let go where a worker dies; return when it had."""
+    job.wait_for(lambda: both_workers_up(agent), "both workers")
+    workers = [worker["pid"] for worker in train(agent)["workers"]]
+    return end_of_one(workers, (tmp_path / "go").touch)
+
+
+def loader_of(look: Look) -> dict[str, Any]:
+    """The only loader of a look's only rank."""
+    return next((one for rank in look["ranks"] for one in rank["loaders"]), {})
+
+
+def reasons(look: Look) -> list[str]:
+    """Of what workers died, as a look's findings have it."""
+    found = [one for one in look["findings"] if one["name"] == "worker_died"]
+    return [one["evidence"]["reason"] for one in found]
 
 
 @contextlib.contextmanager
@@ -183,7 +203,14 @@ def marks(how: str, method: str) -> list[pytest.MarkDecorator]:
     return slow + ([TOLD_TO_STRANGERS] if method == "forkserver" else [])
 
 
-REASONS = {"sigkill": "sigkill", "_exit": "error", "segfault": "sigsegv", "oom": "oom_kill"}
+REASONS = {
+    "sigkill": "sigkill",
+    "_exit": "error",
+    "sys.exit": "error",
+    "segfault": "sigsegv",
+    "oom": "oom_kill",
+}
+STATUS = {"_exit": 3, "sys.exit": 4}
 QUICK = {("segfault", "fork"), ("oom", "fork")}
 
 
@@ -205,14 +232,20 @@ def test_the_reason_of_a_workers_death_is_told_and_counted_once(
         job = start(run_job, how, method, GROUP=group)
         stack.callback(job.process.wait)
         stack.callback(job.kill)
-        let_go(job, agent, tmp_path)
+        looks = Looks(agent)
+        stack.enter_context(looks.noted())
+        died = let_die(job, agent, tmp_path)
         (death,) = wait_for(lambda: deaths(agent), "death", deadline=SOON_SECONDS)
         assert (death["kind"], death["loader"], death["reason"]) == ("worker", "train", reason)
         assert death["worker"] in ("0", "1")
-        assert death["doing"] == "fetching"
-        assert (death["fetch_index"], death["fetch_samples"]) == (80, 8)
-        assert "fetching a batch that begins with sample 80 (8 a batch), for " in death["sentence"]
+        if how != "sys.exit":  # which ends the fetch, and then the worker
+            assert death["doing"] == "fetching"
+            assert (death["fetch_index"], death["fetch_samples"]) == (80, 8)
+            assert "fetching a batch that begins with sample 80 (8 a batch)" in death["sentence"]
         assert death["private"]["script"].endswith(".py")
+        assert how not in STATUS or f"exited with status {STATUS[how]}" in death["sentence"]
+        looks.check_told(died, lambda look: reasons(look) == [reason], "the reason")
+        looks.check_told(died, lambda look: abnormal(loader_of(look)) == {reason: 1}, "the count")
         assert findings(agent)["worker_died"]["sentence"] == death["sentence"]
         assert abnormal(train(agent)) == {reason: 1}
         job.wait_for_output("TOLD")  # by now the shim has counted it too
@@ -236,8 +269,42 @@ def test_a_job_that_ends_of_a_workers_death_within_seconds_still_shows(
         assert answer(agent, "/api/v1/snapshot")["ranks"] == []
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "fork",
+        pytest.param("spawn", marks=pytest.mark.slow),
+        pytest.param("forkserver", marks=pytest.mark.slow),
+    ],
+)
+def test_an_exception_of_the_dataset_is_told_as_an_error_and_is_no_death(
+    run_job: JobStarter, segment_dir: Path, tmp_path: Path, method: str
+) -> None:
+    with running("--dir", str(segment_dir)) as agent:
+        looks = Looks(agent)
+        job = start(run_job, "exception", method, RAISE="later")
+        with looks.noted():
+            let_go(job, agent, tmp_path)
+            told = job.wait_for_output("TOLD").partition("TOLD ")[2]
+            looks.check_told(float(told), lambda look: errors(look) == {"fetch": 1}, "the error")
+        job.tell()
+        job.finish(status=1)
+        check_nobody_died(agent)
+
+
+def errors(look: Look) -> dict[str, int]:
+    counted: dict[str, int] = loader_of(look).get("errors", {})
+    return {name: count for name, count in counted.items() if count}
+
+
+def check_nobody_died(agent: Agent) -> None:
+    wait_for(lambda: answer(agent, "/api/v1/snapshot")["ranks"] == [], "the end of the job")
+    assert deaths(agent) == []
+    assert findings(agent) == {}
+
+
 @pytest.mark.parametrize("end", ["exception", "interrupt"])
-def test_an_exception_of_the_dataset_and_an_interrupt_are_no_deaths(
+def test_a_job_that_an_exception_or_an_interrupt_ends_has_no_deaths(
     run_job: JobStarter, segment_dir: Path, tmp_path: Path, end: str
 ) -> None:
     with running("--dir", str(segment_dir)) as agent:
@@ -247,9 +314,7 @@ def test_an_exception_of_the_dataset_and_an_interrupt_are_no_deaths(
             wait_for(lambda: blocked(agent), "blocked workers")
             os.killpg(job.pid, signal.SIGINT)
         job.finish(status=None)
-        wait_for(lambda: answer(agent, "/api/v1/snapshot")["ranks"] == [], "the end of the job")
-        assert deaths(agent) == []
-        assert findings(agent) == {}
+        check_nobody_died(agent)
 
 
 @pytest.mark.slow
