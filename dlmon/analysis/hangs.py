@@ -188,7 +188,8 @@ def _of_loader(facts: LoaderFacts, limits: Limits) -> list[Finding]:
     """Judge the workers, else the thread that pins, else the loop."""
     if facts.pin_thread_dead:
         text = "the thread that pins batches is gone, and the loop waits"
-        return [_finding("pin_memory_thread_dead", facts.phase, text, facts)]
+        limit = thresholds.of_fetch(facts.loader, limits)
+        return [_finding("pin_memory_thread_dead", facts.phase, text, facts, limit=limit)]
     found = [f for worker in facts.workers for f in _of_worker(worker, facts, limits)]
     if facts.elsewhere or any(
         w.worker.up is False or w.worker.process_state in STOPPED for w in facts.workers
@@ -280,7 +281,8 @@ def _of_run(members: Sequence[Sequence[LoaderFacts]], limits: Limits) -> list[Fi
             text = f"{others} other rank{'s' * (others > 1)} of this run wait{'s' * (others == 1)}"
             one = late[0]
             text += f" in {'their' if others > 1 else 'its'} step for rank {one.rank.rank}"
-            return [_finding("ranks_wait_for_rank", one.phase, text, one)]
+            limit = _next_limit(one, limits)
+            return [_finding("ranks_wait_for_rank", one.phase, text, one, limit=limit)]
         return []
     if any(w.phase.seconds > limits.floor for w in waiting):
         return []  # it may be what the others wait for, and is given its time first

@@ -373,6 +373,7 @@ def test_ranks_that_wait_for_one_are_said_of_that_one() -> None:
     )
     assert {one.rank for one in world.found} == {"0"}
     assert "2 other ranks of this run wait" in world.found[1].sentence
+    assert world.found[1].evidence["threshold_seconds"] == "60"
 
 
 def test_ranks_in_their_steps_of_which_one_runs_are_not_waiting() -> None:
@@ -474,6 +475,7 @@ def test_a_pin_thread_is_looked_for_once_its_loader_is_in_use_however_long_that_
         return world.look(world.waiting(worker, since=begun, ready=2, config=config), info=info)
 
     assert first_found(world, make, until=100) == (61, ["pin_memory_thread_dead"])
+    assert world.found[0].evidence["threshold_seconds"] == "60"
 
 
 # --- clocks ---

@@ -16,13 +16,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from dlmon.analysis import thresholds
 from dlmon.analysis.stalls import GAP_SECONDS
+from dlmon.analysis.thresholds import Limits
+from dlmon.observe.snapshot import Histogram, Loader
+from dlmon.segment.layout import Phase
+from tests.agent.samples import make_loader, make_worker
 from tests.agents import Agent, running
 from tests.conftest import ROOT
 from tests.jobs import JobStarter, wait_for
 
 FLOOR, CEILING = 2.0, 6.0
 SOON_SECONDS = 2.0
+LIMITS = Limits(FLOOR, CEILING)
+NEXT_BUCKET = 2.0
+"""What few more fetches can make of a threshold, whose durations are known in powers of two."""
 START_SECONDS = 150.0
 """A dozen processes import torch at once."""
 
@@ -117,6 +125,17 @@ class Scene:
             self.hangs[run] = wait_for(stacked, f"stacks of {run}")
             self.ranks[run] = self.rank(run)
 
+    def wait(self) -> None:
+        """Wait until rank 1 of the run `ranks` is found to wait for rank 0."""
+
+        def both() -> bool:
+            found = {(one["name"], one["rank"], one["worker"]) for one in self.about("ranks")}
+            return found == {("worker_stuck_in_fetch", "0", "0"), ("ranks_wait_for_rank", "0", "")}
+
+        wait_for(both, "the worker, and who waits for its rank", deadline=START_SECONDS)
+        found = functools.partial(self.hang, "ranks", "ranks_wait_for_rank")
+        self.hangs["ranks"] = wait_for(found, "stacks of the rank that is waited for")
+
     def read(self, path: str) -> Any:
         return json.loads(self.agent.get(path)[1])
 
@@ -143,9 +162,12 @@ class Scene:
                 return hang if all(len(one["stacks"]) == 3 for one in seen) else None
         return None
 
-    def rank(self, run: str) -> Any:
+    def _ranks(self, run: str) -> list[Any]:
         ranks = self.read("/api/v1/snapshot")["ranks"]
-        return next((one for one in ranks if one["run"] == run and one["loaders"]), None)
+        return [one for one in ranks if one["run"] == run and one["loaders"]]
+
+    def rank(self, run: str) -> Any:
+        return next(iter(self._ranks(run)), None)
 
     def workers(self, run: str) -> list[Any]:
         rank = self.rank(run)
@@ -170,15 +192,34 @@ class Scene:
         """No look that was later than it should be noticed came before the one that did."""
         for run in self.names:
             first = self._of_the_hang(run)[-1]  # a sampler has another name before its stack
-            finding, noticed = first["finding"], first["noticed"]
-            threshold = float(finding["evidence"].get("threshold_seconds", CEILING))
-            assert threshold <= CEILING
-            looks = sorted(time for time in self.times if finding["since"] < time < noticed)
-            assert looks, run
-            # Of the time between looks that are so far apart the agent knows nothing.
-            unseen = sum(b - a for a, b in pairwise(looks) if b - a > GAP_SECONDS)
-            late = looks[-1] - finding["since"] - unseen - threshold
-            assert late < SOON_SECONDS, (run, finding, noticed)
+            finding = first["finding"]
+            self._check_threshold(finding, self.ranks[run])
+            self._check_in_time(first, finding["since"] + _threshold(finding))
+
+    def check_waiting_noticed(self) -> None:
+        """That a rank waits for another is noticed once both have been at it for long enough."""
+        (peer,) = (one for one in self._ranks("ranks") if one["rank"] == "1")
+        (waited,) = (one for one in self._ranks("ranks") if one["rank"] == "0")
+        kept = [one for one in self._of_the_hang("ranks") if one["finding"]["worker"] == ""]
+        finding = kept[-1]["finding"]
+        self._check_threshold(finding, waited)
+        loader = peer["loaders"][0]
+        in_step = loader["phase_since"] + thresholds.of_fetch(_loader(loader), LIMITS)
+        self._check_in_time(kept[-1], max(in_step, finding["since"] + _threshold(finding)))
+
+    def _check_threshold(self, finding: Finding, rank: Any) -> None:
+        """No more was waited for than the loader's own fetches give reason for."""
+        reason = _reasonable(finding, _loader(rank["loaders"][0]), rank["loaders"][0]["workers"])
+        assert FLOOR <= _threshold(finding) <= min(CEILING, NEXT_BUCKET * reason), (finding, reason)
+
+    def _check_in_time(self, hang: Any, due: float) -> None:
+        """No look that was later than `due` came before the one that noticed."""
+        since, noticed = hang["finding"]["since"], hang["noticed"]
+        looks = sorted(time for time in self.times if since < time < noticed)
+        assert looks, hang["finding"]
+        # Of the time between looks that are so far apart the agent knows nothing.
+        unseen = sum(b - a for a, b in pairwise(looks) if b - a > GAP_SECONDS)
+        assert looks[-1] - unseen - due < SOON_SECONDS, (hang["finding"], due, noticed)
 
     def check_one_cause(self) -> None:
         for run in self.names:
@@ -246,6 +287,39 @@ class Scene:
         at = wait_for(moved, f"batches of {run}")
         assert at is not None
         return at
+
+
+def _threshold(finding: Finding) -> float:
+    return float(finding["evidence"]["threshold_seconds"])
+
+
+def _loader(seen: Any) -> Loader:
+    """A loader of a snapshot, with what thresholds are made from."""
+    durations: dict[str, Any] = {
+        name: Histogram(tuple(seen[name]["counts"]), seen[name]["sum_seconds"])
+        for name in ("fetch", "wait", "step")
+    }
+    return make_loader(
+        phase=Phase[seen["phase"].upper()],
+        phase_seconds={Phase[name.upper()]: took for name, took in seen["phase_seconds"].items()},
+        startups=seen["startups"],
+        **durations,
+    )
+
+
+def _reasonable(finding: Finding, loader: Loader, workers: list[Any]) -> float:
+    """The threshold that a loader's durations give for what is found of it."""
+    if finding["name"] == "worker_stopped":
+        return FLOOR
+    if finding["name"] == "rank_stuck_in_step":
+        return thresholds.of_step(loader, LIMITS)
+    if finding["name"] in ("rank_stuck_in_next", "ranks_wait_for_rank"):
+        return thresholds.of_next(loader, LIMITS)
+    if finding["worker"] == "":
+        return thresholds.of_fetch(loader, LIMITS)
+    (seen,) = (one for one in workers if str(one["slot"]) == finding["worker"])
+    worker = make_worker(batches=seen["batches"], failed=seen["failed"])
+    return thresholds.of_worker(worker, loader, LIMITS)
 
 
 def guilty_line(file: Path, run: str) -> tuple[str, int]:
@@ -316,6 +390,8 @@ def happening(folder: Path, file: Path, names: list[str], job: str, *more: str) 
             scene = Scene(agent, folder, file, names)
             with scene.timed():
                 scene.happen()
+                if "ranks" in more:
+                    scene.wait()
             yield scene
         finally:
             starter.close()

@@ -66,11 +66,12 @@ def test_the_worker_is_hung_in_the_snapshot_and_the_metrics(scene: Scene) -> Non
 
 
 def test_ranks_that_wait_for_one_are_not_blamed(scene: Scene) -> None:
-    def both() -> bool:
-        found = {(one["name"], one["rank"], one["worker"]) for one in scene.about("ranks")}
-        return found == {("worker_stuck_in_fetch", "0", "0"), ("ranks_wait_for_rank", "0", "")}
+    found = {(one["name"], one["rank"], one["worker"]) for one in scene.about("ranks")}
+    assert found == {("worker_stuck_in_fetch", "0", "0"), ("ranks_wait_for_rank", "0", "")}
 
-    wait_for(both, "the worker, and who waits for its rank")
+
+def test_that_ranks_wait_for_one_is_noticed_soon_after_its_threshold(scene: Scene) -> None:
+    scene.check_waiting_noticed()
 
 
 def test_each_is_over_soon_after_it_goes_on(scene: Scene) -> None:
