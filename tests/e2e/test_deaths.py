@@ -266,7 +266,7 @@ def test_a_job_that_ends_of_a_workers_death_within_seconds_still_shows(
         (death,) = wait_for(lambda: deaths(agent), "death", deadline=SOON_SECONDS)
         assert (death["kind"], death["reason"]) == ("worker", "sigkill")
         assert findings(agent)["worker_died"]["since"] == pytest.approx(death["died"])
-        assert answer(agent, "/api/v1/snapshot")["ranks"] == []
+        wait_for(lambda: answer(agent, "/api/v1/snapshot")["ranks"] == [], "the end of the job")
 
 
 @pytest.mark.parametrize(
