@@ -222,9 +222,10 @@ class Endings:
         book.counts.take(counted, recent=recent)
         if book.rank.gone and book.rank.reason is None and not book.ordered:
             self._settle_rank(book)
-        for writer in (*book.replaced, *book.workers.values()):
-            if writer.gone and writer.reason is None:
-                self._settle_worker(book, writer)
+        workers = (*book.replaced, *book.workers.values())
+        gone = [writer for writer in workers if writer.gone and writer.reason is None]
+        for writer in sorted(gone, key=self._may_be_ended):
+            self._settle_worker(book, writer)
         book.replaced = [writer for writer in book.replaced if writer.reason is None]
         if not book.first:
             self._report_unclaimed(book)
@@ -241,6 +242,11 @@ class Endings:
             book.rank_reason = "lost"
             return
         book.rank.reason = book.rank_reason = self._shown(exits.reason(code), book.rank.process)
+
+    def _may_be_ended(self, writer: _Writer) -> bool:
+        """Say if torch may have ended a worker, as it does once another one has died."""
+        code = self._exitcode(writer)
+        return code is not None and exits.reason(code) not in ABNORMAL
 
     def _settle_worker(self, book: _Book, writer: _Writer) -> None:
         """Settle a worker that is gone, if that can be."""

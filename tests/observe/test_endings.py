@@ -15,6 +15,7 @@ from dlmon.observe import cgroups, oom, processes, statuses
 from dlmon.observe.cgroups import Cgroup
 from dlmon.observe.observer import Observer
 from dlmon.observe.snapshot import Ended, Snapshot
+from dlmon.segment.layout import Phase
 from tests.jobs import JobStarter, wait_for
 from tests.observing import facts, loader, observer, only_rank
 
@@ -48,6 +49,12 @@ JOB = """
                             next(iterator)
                         except (OSError, EOFError):  # a batch of the dead one
                             pass
+                except RuntimeError:
+                    pass
+            if command == "wait":
+                try:
+                    while True:
+                        next(iterator)
                 except RuntimeError:
                     pass
             if command == "break":
@@ -122,6 +129,29 @@ def test_without_exit_codes_the_workers_of_a_dead_rank_are_lost(
         assert abnormal(snapshot) == {"lost": 2}
         assert only_rank(snapshot).died_of == "lost"
         assert abnormal(observing.observe()) == {"lost": 2}
+
+
+@pytest.mark.slow
+def test_who_is_ended_after_another_died_has_not_died_though_both_are_seen_at_once(
+    run_job: JobStarter, segment_dir: Path
+) -> None:
+    job = run_job(JOB)
+    facts(job)
+    with observer(segment_dir) as observing:
+        worker = pids(observing.observe())[1]
+        job.tell("wait")
+        watched(observing, until=lambda s, _: blocked(s), what="a loop that waits")
+        os.kill(worker, signal.SIGKILL)
+        facts(job, 2)
+        job.tell("break")  # the other one sleeps in a fetch
+        facts(job, 3)
+        ended = observing.observe().ended
+        assert [(one.worker, one.pid, one.reason) for one in ended] == [(1, worker, "sigkill")]
+
+
+def blocked(snapshot: Snapshot) -> bool:
+    train = loader(snapshot, "train")
+    return train.phase is Phase.WAIT and all(worker.fetching_since for worker in train.workers)
 
 
 @pytest.mark.slow
