@@ -25,39 +25,112 @@ class Fault:
     workers: int
 
 
-FAULTS = {
-    "hang": Fault(
-        "In epoch 2 a worker of loader train blocks for ever in a read, as on a dead mount.",
-        (
-            "here: nothing more, no error and no message; a DataLoader by default has no timeout",
-            "loader train: in phase wait, no more batches, ever more time in wait",
-            "worker 0: fetching, then hung: the page says in which line, and at which samples",
-            "the others: idle, with batches ready that are held for order behind worker 0's",
-            "in the same terminal as `dlmon ps`, `dlmon stacks` with its PID: that line once more",
-        ),
-        (
-            'dlmon_finding{finding="worker_stuck_in_fetch"}',
-            'dlmon_loader_time_seconds_total{phase="wait"}',
-            "dlmon_loader_batches_total",
-            "time() - dlmon_worker_last_progress_timestamp_seconds",
-        ),
-        1,
-    ),
-    "kill": Fault(
-        "In epoch 2 a worker of loader train is killed, as when memory runs out.",
+_OF_A_HANG = (
+    'dlmon_loader_time_seconds_total{phase="wait"}',
+    "dlmon_loader_batches_total",
+    "time() - dlmon_worker_last_progress_timestamp_seconds",
+)
+
+_NOTHING = "here: nothing more, no error and no message; a DataLoader by default has no timeout"
+_WAITS = "loader train: in phase wait, no more batches, ever more time in wait"
+_STACKS = "in the same terminal as `dlmon ps`, `dlmon stacks` with its PID: that line once more"
+_DEAD = "in the same terminal as `dlmon ps`, `dlmon ps --dead`: what the worker did last"
+
+
+def _death(happens: str, how: str, reason: str) -> Fault:
+    return Fault(
+        happens,
         (
             "here: the RuntimeError that torch raises in the loop, then new workers and epoch 3",
-            "loader train: one exit by sigkill and when it was, which stay",
+            f"the finding worker_died: which worker, that it {how}, and at which samples",
+            f"loader train: one exit by {reason} and when it was, which stay",
             "loader train: new workers started, batches fetched and never delivered",
-            "in the same terminal as `dlmon ps`, `dlmon ps --dead`: what the worker did last",
+            _DEAD,
         ),
         (
             'dlmon_finding{finding="worker_died"}',
-            'dlmon_loader_worker_exits_total{reason="sigkill"}',
+            f'dlmon_loader_worker_exits_total{{reason="{reason}"}}',
             "dlmon_loader_last_abnormal_exit_timestamp_seconds",
             "dlmon_loader_discarded_batches_total",
         ),
         1,
+    )
+
+
+FAULTS = {
+    "deadlock": Fault(
+        "In epoch 2 a worker of loader train takes a lock that the training process held when it "
+        "forked, as a thread of a library may have.",
+        (
+            _NOTHING,
+            _WAITS,
+            "worker 0: fetching, then hung: the finding worker_stuck_in_fetch, in the lock's line",
+            _STACKS,
+        ),
+        ('dlmon_finding{finding="worker_stuck_in_fetch"}', *_OF_A_HANG),
+        1,
+    ),
+    "erode": Fault(
+        "From epoch 2 on the workers of loader train look at objects in a list of the training "
+        "process; each look writes a reference count, and the page is copied.",
+        (
+            "here: nothing, as long as there is memory",
+            "workers of train: their own memory (USS) grows, while their RSS does not",
+            "with 100 MB of copies the finding copy_on_write_erosion: how much, and what to do",
+            "it ends when each worker has a copy of all, 300 MB or less",
+        ),
+        (
+            "dlmon_worker_unique_memory_bytes",
+            "dlmon_worker_resident_memory_bytes",
+            'dlmon_finding{finding="copy_on_write_erosion"}',
+        ),
+        1,
+    ),
+    "exception": Fault(
+        "In epoch 2 the dataset of loader train raises, as at a broken file.",
+        (
+            "here: the OSError with the worker's traceback, then new workers and epoch 3",
+            "loader train: one error by fetch, which stays; batches fetched and never delivered",
+            "no finding: nobody died, and the loop has been told",
+        ),
+        (
+            'dlmon_loader_errors_total{error="fetch"}',
+            "dlmon_loader_discarded_batches_total",
+        ),
+        1,
+    ),
+    "exit": _death(
+        "In epoch 2 a worker of loader train ends without a word, by os._exit(3).",
+        "exited with status 3",
+        "error",
+    ),
+    "gil": Fault(
+        "In epoch 2 a worker of loader train is in C code that keeps the interpreter for ever.",
+        (
+            _NOTHING,
+            _WAITS,
+            "worker 0: fetching, then hung: the finding worker_stuck_in_fetch, in a call of C code",
+            _STACKS,
+        ),
+        ('dlmon_finding{finding="worker_stuck_in_fetch"}', *_OF_A_HANG),
+        1,
+    ),
+    "hang": Fault(
+        "In epoch 2 a worker of loader train blocks for ever in a read, as on a dead mount.",
+        (
+            _NOTHING,
+            _WAITS,
+            "worker 0: fetching, then hung: the page says in which line, and at which samples",
+            "the others: idle, with batches ready that are held for order behind worker 0's",
+            _STACKS,
+        ),
+        ('dlmon_finding{finding="worker_stuck_in_fetch"}', *_OF_A_HANG),
+        1,
+    ),
+    "kill": _death(
+        "In epoch 2 a worker of loader train is killed, as when memory runs out.",
+        "was killed (SIGKILL)",
+        "sigkill",
     ),
     "leak": Fault(
         "From epoch 2 on the workers of loader train keep a small copy of every image.",
@@ -72,6 +145,11 @@ FAULTS = {
             'dlmon_finding{finding="worker_memory_leak"}',
         ),
         1,
+    ),
+    "segfault": _death(
+        "In epoch 2 a worker of loader train crashes, reading from address 0.",
+        "crashed (SIGSEGV)",
+        "sigsegv",
     ),
     "slow-worker": Fault(
         "From epoch 2 on worker 0 of loader train takes some ten times as long, as on a slow disk.",
@@ -99,6 +177,27 @@ FAULTS = {
             "rate(dlmon_worker_cpu_seconds_total[1m])",
         ),
         0,
+    ),
+    "stop": Fault(
+        "In epoch 2 a worker of loader train is stopped by SIGSTOP, as by a debugger.",
+        (
+            _NOTHING,
+            _WAITS,
+            "worker 0: stopped, and the finding worker_stopped, with its pid",
+            "in another terminal: `kill -CONT` that pid, and training goes on",
+        ),
+        ('dlmon_finding{finding="worker_stopped"}', *_OF_A_HANG),
+        1,
+    ),
+    "unpicklable": Fault(
+        "In epoch 2 a worker of loader train makes batches that cannot be pickled.",
+        (
+            "here: the error of the worker's feeder thread for each such batch, and nothing more",
+            _WAITS,
+            "worker 0: hung, although it has fetched all: the finding batch_not_handed_over",
+        ),
+        ('dlmon_finding{finding="batch_not_handed_over"}', *_OF_A_HANG),
+        1,
     ),
 }
 """Every fault by its name on the command line."""

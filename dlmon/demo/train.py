@@ -18,16 +18,17 @@ from ctypes import c_longlong
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy
 import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 import dlmon
 from dlmon.demo.faults import FAULTS
-from dlmon.demo.trouble import TROUBLES, Trouble
+from dlmon.demo.trouble import TROUBLES, EpochEnder, Trouble
 
 SIDE = 96
 MEAN = torch.tensor([0.45, 0.42, 0.40]).view(3, 1, 1)
@@ -75,6 +76,11 @@ class Pieces(Dataset[tuple[Tensor, int]]):
         image = _augmented(image) if self._augment else image.resize((SIDE, SIDE))
         pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 255
         return (pixels - MEAN) / STD, label
+
+    def collate(self, samples: list[tuple[Tensor, int]]) -> Any:
+        """Return samples as a batch."""
+        batch = default_collate(samples)
+        return self.trouble.spoil(batch) if self.trouble is not None else batch
 
 
 def _augmented(image: Image.Image) -> Image.Image:
@@ -132,10 +138,13 @@ class Training:
 
     def train_loader(self) -> Loader:
         """Return a new loader for training; its workers live on from epoch to epoch."""
+        trouble = self.train_set.trouble
         loader = DataLoader(
             self.train_set,
             batch_size=self._batch_size,
             shuffle=True,
+            collate_fn=self.train_set.collate if trouble is not None else None,
+            multiprocessing_context="fork" if trouble is not None and trouble.forked else None,
             drop_last=len(self.train_set) > self._batch_size,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
@@ -206,10 +215,11 @@ def train(training: Training, epochs: int | None, restart: bool) -> None:
     Args:
         training: What to train.
         epochs: 1 or more, or None for no end.
-        restart: Go on with new workers when one has died.
+        restart: Go on with new workers when one has died or the dataset has raised.
 
     Raises:
         RuntimeError: A worker died, and not `restart`.
+        OSError: A file cannot be read, or likewise.
     """
     train_loader, val_loader = training.train_loader(), training.val_loader()
     while epochs is None or training.epoch.value < epochs:
@@ -254,7 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in ENDING:
         signal.signal(number, training.end_at_next_batch)
     try:
-        train(training, args.epochs, restart=args.fault == "kill")
+        restart = isinstance(training.train_set.trouble, EpochEnder)
+        train(training, args.epochs, restart=restart)
     except KeyboardInterrupt:
         return 128 + (training.ended_by or signal.SIGINT)
     return 0

@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 import abc
+import ctypes
 import os
+import resource
 import signal
+import sys
+import threading
 import time
 from contextlib import suppress
 from ctypes import c_longlong
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from PIL import Image
 
 from dlmon.demo.faults import FIRST_EPOCH
 
 LEAK_LIMIT_BYTES = 1_500_000_000
-LEAK_LIMIT_SHARE = 0.25
+MEMORY_LIMIT_SHARE = 0.25
 """A leak stops at this share of the memory that was free at the start, or at the limit above."""
+
+ERODE_BYTES = 250_000_000
+"""Of objects in the training process, and of what a worker copies in the end; less where all of it
+would be more than MEMORY_LIMIT_SHARE."""
+
+ERODE_ROW_BYTES = 2000
+ERODE_ROWS_PER_SECOND = 8000
+"""Some 18 MB: slow enough for a scan of a worker's memory before much of it is copied."""
 
 SLOW_SECONDS = 0.025
 HEAVY_SIDE = 1600
+FOREVER_SECONDS = 1 << 30
+
+
+def hold_the_gil() -> None:
+    """Be in C for ever and not let go of the interpreter: no thread of the process goes on."""
+    ctypes.PyDLL(None).sleep(FOREVER_SECONDS)
+
+
+def stop_oneself() -> None:
+    """Be stopped, as by a debugger, until somebody sends SIGCONT."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _free_bytes() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class Trouble(abc.ABC):
@@ -38,6 +65,9 @@ class Trouble(abc.ABC):
     only_worker: ClassVar[int | None] = None
     """The one worker in which it happens, None for all."""
 
+    forked: ClassVar[bool] = False
+    """If it is about what workers have from the fork: a spawned worker has none of it."""
+
     def __init__(self, epoch: c_longlong, after: int, workers: int, folder: Path) -> None:
         self._epoch = epoch
         self._left = after
@@ -52,6 +82,10 @@ class Trouble(abc.ABC):
             self._left -= 1
             return image
         return self._strike(image)
+
+    def spoil(self, batch: Any) -> Any:
+        """Return a collated batch as the fault leaves it."""
+        return batch
 
     @abc.abstractmethod
     def _strike(self, image: Image.Image) -> Image.Image:
@@ -74,15 +108,101 @@ class Hang(Trouble):
         return image
 
 
-class Kill(Trouble):
-    """One worker is killed, as the kernel does when memory runs out; the next ones live."""
+class Stop(Trouble):
+    """One worker is stopped by a signal; once it is continued nothing more happens."""
+
+    only_worker = 0
+
+    def _strike(self, image: Image.Image) -> Image.Image:
+        stop_oneself()
+        self._left = sys.maxsize
+        return image
+
+
+class Deadlock(Trouble):
+    """One worker takes a lock that the training process held when it forked: nobody frees that."""
+
+    only_worker = 0
+    forked = True
+
+    def __init__(self, epoch: c_longlong, after: int, workers: int, folder: Path) -> None:
+        super().__init__(epoch, after, workers, folder)
+        self._lock = threading.Lock()
+        self._lock.acquire()  # as another thread may at the moment of the fork
+
+    def _strike(self, image: Image.Image) -> Image.Image:
+        with self._lock:
+            return image
+
+
+class Gil(Trouble):
+    """One worker is in C code that does not come back and keeps the interpreter."""
+
+    only_worker = 0
+
+    def _strike(self, image: Image.Image) -> Image.Image:
+        hold_the_gil()
+        return image
+
+
+class Unpicklable(Trouble):
+    """One worker's batches have in them what cannot be pickled, and so reach nobody."""
+
+    only_worker = 0
+    _struck = False
+
+    def _strike(self, image: Image.Image) -> Image.Image:
+        self._struck = True
+        return image
+
+    def spoil(self, batch: Any) -> Any:
+        """Return a batch with a lambda in it."""
+        return [*batch, lambda: None] if self._struck else batch
+
+
+class EpochEnder(Trouble):
+    """What makes the loop end its epoch with an exception; with new workers training goes on."""
 
     only_worker = 0
 
     def _strike(self, image: Image.Image) -> Image.Image:
         if self._epoch.value == FIRST_EPOCH:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._end()
         return image
+
+    @abc.abstractmethod
+    def _end(self) -> None:
+        """End the fetch, the worker with it or not."""
+
+
+class Kill(EpochEnder):
+    """One worker is killed, as the kernel does when memory runs out."""
+
+    def _end(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Exit(EpochEnder):
+    """One worker ends without a word, as a library may that gives up."""
+
+    def _end(self) -> None:
+        os._exit(3)
+
+
+class Segfault(EpochEnder):
+    """One worker reads from address 0, as a broken extension does."""
+
+    def _end(self) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, hard))  # a demo leaves nothing behind
+        ctypes.string_at(0)
+
+
+class Raise(EpochEnder):
+    """The dataset raises, as at a broken file; the worker hands that on and lives."""
+
+    def _end(self) -> None:
+        raise OSError("image file is truncated")
 
 
 class Leak(Trouble):
@@ -90,8 +210,8 @@ class Leak(Trouble):
 
     def __init__(self, epoch: c_longlong, after: int, workers: int, folder: Path) -> None:
         super().__init__(epoch, after, workers, folder)
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self._room = min(LEAK_LIMIT_BYTES, int(available * LEAK_LIMIT_SHARE)) // self._workers
+        limit = min(LEAK_LIMIT_BYTES, int(_free_bytes() * MEMORY_LIMIT_SHARE))
+        self._room = limit // self._workers
         self._kept: list[bytes] = []
 
     def _strike(self, image: Image.Image) -> Image.Image:
@@ -99,6 +219,28 @@ class Leak(Trouble):
         if len(thumbnail) <= self._room:
             self._room -= len(thumbnail)
             self._kept.append(thumbnail)
+        return image
+
+
+class Erode(Trouble):
+    """Every worker looks at objects in a list, which writes their counts and so copies them."""
+
+    forked = True
+
+    def __init__(self, epoch: c_longlong, after: int, workers: int, folder: Path) -> None:
+        super().__init__(epoch, after, workers, folder)
+        share = int(_free_bytes() * MEMORY_LIMIT_SHARE) // (1 + self._workers)
+        count = min(ERODE_BYTES, share) // ERODE_ROW_BYTES
+        self._rows = [{"label": number, "text": bytes(ERODE_ROW_BYTES)} for number in range(count)]
+        self._seen = 0
+        self._began = 0.0
+
+    def _strike(self, image: Image.Image) -> Image.Image:
+        self._began = self._began or time.monotonic()
+        until = int((time.monotonic() - self._began) * ERODE_ROWS_PER_SECOND)
+        for row in self._rows[self._seen : until]:
+            row.get("text")
+        self._seen = until
         return image
 
 
@@ -121,9 +263,17 @@ class Starve(Trouble):
 
 
 TROUBLES: dict[str, type[Trouble]] = {
+    "deadlock": Deadlock,
+    "erode": Erode,
+    "exception": Raise,
+    "exit": Exit,
+    "gil": Gil,
     "hang": Hang,
     "kill": Kill,
     "leak": Leak,
+    "segfault": Segfault,
     "slow-worker": SlowWorker,
     "starve": Starve,
+    "stop": Stop,
+    "unpicklable": Unpicklable,
 }

@@ -16,6 +16,7 @@ from dlmon.cli import main
 from dlmon.commands import demo
 from dlmon.demo.faults import FAULTS
 from dlmon.demo.trouble import TROUBLES
+from tests.demo.running import ROOT
 
 
 def _arguments(*given: str) -> argparse.Namespace:
@@ -102,6 +103,14 @@ def test_port_0_is_any_free_port() -> None:
 
 def test_every_fault_that_is_offered_can_happen() -> None:
     assert FAULTS.keys() == TROUBLES.keys()
+
+
+def test_the_readme_names_every_fault() -> None:
+    table = (ROOT / "README.md").read_text().partition("| what happens | `--fault` |")[2]
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    assert sorted(re.findall("`(.*?)`", " ".join(row.split("|")[2] for row in rows))) == sorted(
+        FAULTS
+    )
 
 
 @pytest.mark.parametrize("name", sorted(FAULTS))

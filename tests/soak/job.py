@@ -6,10 +6,8 @@ seconds, by which everything here is scaled. A job that hangs prints HUNG and wh
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
-import signal
 import sys
 import threading
 import time
@@ -20,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 import dlmon
+from dlmon.demo.trouble import hold_the_gil, stop_oneself
 
 HUNG = "HUNG"
 UNIT = float(sys.argv[2]) if len(sys.argv) == 4 else 1.0
@@ -150,12 +149,6 @@ HEALTHY: dict[str, Callable[[], None]] = {
 # ── hung ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def stop() -> torch.Tensor:
-    """Be stopped in mid-fetch, as by a debugger."""
-    os.kill(os.getpid(), signal.SIGSTOP)
-    return torch.zeros(16)
-
-
 def read() -> bytes:
     """Read what nobody writes."""
     reader, _writer = os.pipe()
@@ -172,11 +165,6 @@ def spin() -> None:
     """Compute for ever."""
     while True:
         pass
-
-
-def hold_the_gil() -> None:
-    """Be in C and not let go of the interpreter."""
-    ctypes.PyDLL(None).sleep(FOREVER)
 
 
 def unpicklable() -> object:
@@ -228,7 +216,7 @@ def stuck_in_step() -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[], None], str]] = {
-    "stopped": (in_fetch(stop), "worker_stopped"),
+    "stopped": (in_fetch(stop_oneself), "worker_stopped"),
     "read": (in_fetch(read), "worker_stuck_in_fetch"),
     "read-spawned": (in_fetch(read, multiprocessing_context="spawn"), "worker_stuck_in_fetch"),
     "deadlock": (in_fetch(deadlock), "worker_stuck_in_fetch"),
