@@ -3,7 +3,8 @@
 Everything is accelerated: the agent's threshold has a floor of seconds instead of a minute, and
 what jobs do is scaled by it. The agent's wall clock jumps by hours meanwhile, if libfaketime is
 there.
-Exit status 1 if a healthy job was reported, or a hung one was not.
+Exit status 1 if anything was found about a healthy job, a hung one was not reported, or the clock
+did not jump.
 """
 
 from __future__ import annotations

@@ -20,11 +20,6 @@ from pathlib import Path
 from tests.soak.job import FAULTS, HEALTHY, HUNG, SLOWEST
 
 ROOT = Path(__file__).resolve().parents[2]
-ABOUT_HANGS = {finding for _, finding in FAULTS.values()} | {
-    "worker_blocked_in_kernel",
-    "pin_memory_thread_dead",
-    "ranks_wait_for_rank",
-}
 CEILING = 20.0
 """The agent's `hangs.ceiling_seconds`, in floors: the longest that a threshold becomes. On a busy
 machine a fetch is slow now and then, and the threshold follows."""
@@ -32,10 +27,11 @@ machine a fetch is slow now and then, and the threshold follows."""
 LATE = 10.0
 """Seconds after the ceiling within which a hang must be reported, on a machine that is busy."""
 
-CLOCK_STEPS = ("+2h", "-3h", "+0")
-"""What the agent's wall clock is off by, in turn."""
+CLOCK_STEPS = (2, -3, 0)
+"""Hours that the agent's wall clock is off by, in turn."""
 
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+"""What makes it so, if it is there: Debian's package faketime."""
 
 
 @dataclass
@@ -46,6 +42,7 @@ class Running:
         kind: Of `HEALTHY` or `FAULTS`.
         hung: Unix time at which it said that it hangs.
         found: What was reported of it and when, by finding.
+        sentences: And in which words.
     """
 
     kind: str
@@ -53,6 +50,7 @@ class Running:
     log: Path
     hung: float | None = None
     found: dict[str, float] = field(default_factory=dict)
+    sentences: dict[str, str] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -80,6 +78,7 @@ class Soak:
     Attributes:
         false_alarms, missed, wrong: Sentences; empty if all is well.
         reported: Hangs reported by their right name, and after how many seconds.
+        clock: Hours that the agent's clock was seen to be off by.
     """
 
     def __init__(self, floor: float, seed: int, say: Callable[[str], None]) -> None:
@@ -99,11 +98,14 @@ class Soak:
         self.wrong: list[str] = []
         self.reported: list[tuple[str, float]] = []
         self.healthy_batches = 0
+        self.clock: set[int] = set()
 
     @property
     def passed(self) -> bool:
-        """Nothing was reported that is healthy, all was reported that hangs."""
-        return bool(self.reported) and not (self.false_alarms or self.missed or self.wrong)
+        """Nothing was reported that is healthy, all was reported that hangs, the clock jumped."""
+        jumped = self.clock >= set(CLOCK_STEPS) or FAKETIME is None
+        wrong = self.false_alarms or self.missed or self.wrong
+        return bool(self.reported) and jumped and not wrong
 
     def summary(self) -> str:
         """Say what was found."""
@@ -111,7 +113,8 @@ class Soak:
         counts = (
             f"{len(self.reported)} hangs reported by name, {len(self.missed)} missed,"
             f" {len(self.wrong)} by another name, {len(self.false_alarms)} false alarms;"
-            f" {self.healthy_batches} healthy batches"
+            f" {self.healthy_batches} healthy batches;"
+            f" the agent's clock was off by {sorted(self.clock)} hours"
         )
         lines = [counts, *self.missed, *self.wrong, *self.false_alarms]
         if delays:
@@ -151,7 +154,7 @@ class Soak:
                 self._start(next(kinds), folder)
             if time.monotonic() >= next_step:
                 next_step += 4 * self._floor
-                (folder / "clock").write_text(next(steps))
+                (folder / "clock").write_text(f"{next(steps):+}h")
             self._look(url)
             time.sleep(0.5)
 
@@ -164,13 +167,15 @@ class Soak:
         with urllib.request.urlopen(f"{url}/api/v1/snapshot", timeout=30) as answer:
             snapshot = json.load(answer)
         now = time.time()
-        jobs = {job.run: job for job in self._jobs}
+        self.clock.add(round((snapshot["time"] - now) / 3600))
+        jobs = {job.run: job for job in self._jobs}  # not those that were ended: they are dead
         for finding in snapshot["findings"]:
-            if finding["name"] in ABOUT_HANGS and (job := jobs.get(finding["run"])) is not None:
+            if (job := jobs.get(finding["run"])) is not None:
                 job.look()
                 if finding["name"] not in job.found:
                     self._say(f"found {finding['name']} of {job.run}: {finding['sentence']}")
                     job.found[finding["name"]] = now
+                    job.sentences[finding["name"]] = finding["sentence"]
         self.healthy_batches = sum(
             loader["batches"]
             for rank in snapshot["ranks"]
@@ -187,7 +192,8 @@ class Soak:
             self._jobs.remove(job)
             return
         if job.found and job.hung is None:
-            self.false_alarms.append(f"{job.run} is healthy, and was reported as {[*job.found]}")
+            said = "; ".join(f"{name}: {job.sentences[name]}" for name in job.found)
+            self.false_alarms.append(f"{job.run} is healthy, and was reported: {said}")
             job.found.clear()
         if job.hung is None:
             return
@@ -231,15 +237,16 @@ class Soak:
     def _agent(self, folder: Path) -> Iterator[str]:
         """Start the agent with a low floor, on a clock that jumps."""
         (folder / "segments").mkdir(mode=0o700)
-        (folder / "clock").write_text("+0")
+        (folder / "clock").write_text("+0h")
         config = folder / "agent.yml"
         config.write_text(
             f"dirs: [{folder / 'segments'}]\n"
             f"hangs: {{floor_seconds: {self._floor}, ceiling_seconds: {CEILING * self._floor}}}\n"
+            f"memory: {{pss_interval_seconds: {self._floor}}}\n"
             "stacks: {enabled: false}\nweb: {listen_address: '127.0.0.1:0'}\n"
         )
         env = dict(os.environ)
-        if FAKETIME.exists():
+        if FAKETIME is not None:
             env |= {
                 "LD_PRELOAD": str(FAKETIME),
                 "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"),
