@@ -58,6 +58,22 @@ def _worker_died() -> str:
     )
 
 
+def _rank_died() -> str:
+    """Return the expression: found by the agent, until the rank lives elsewhere and it was told.
+
+    The agent of a node that a rank has left keeps its dead, and knows nothing of the successor that
+    the rank has on another node.
+    """
+    ranks, successor = f"on ({', '.join(_RANKS)})", f"on ({', '.join(RANK_LABELS)})"
+    successor += f" {catalog.RANK_UP.name} == 1"
+    before = f'{catalog.FINDING.name}{{finding="rank_died"}} offset {HOLD_SECONDS}s'
+    dead = (
+        f"{found(('rank_died',), _RANKS, held=True)}\n"
+        f"unless {ranks} ({before} and {successor})"
+    )
+    return f"{kept('DlmonRankDied', _RANKS, dead)}\nunless {successor}"
+
+
 WORKER_DIED = Alert(
     name="DlmonWorkerDied",
     severity=Severity.CRITICAL,
@@ -88,10 +104,10 @@ RANK_DIED = Alert(
     severity=Severity.CRITICAL,
     scope=Scope.RANK,
     labels=_RANKS,
-    expression=passed_on("DlmonRankDied", _RANKS, ("rank_died",), held=True),
+    expression=_rank_died(),
     lasting="0s",
     why=f"{_HELD} It ends an hour later (`keep.dead_seconds`), or with another process of this run"
-    " and rank.",
+    " and rank, on whichever node: what that one suffers from is not silenced by this.",
     meaning="A training process ended without saying goodbye: it was killed, or crashed.",
     summary=f"Died: {RUN_AND_RANK}",
     description=(

@@ -54,7 +54,8 @@ class Alert:
         meaning: What it says, one sentence.
         summary, description: Templates, with the labels and what is the case now.
         findings: Those that it passes on.
-        silenced_by: Alerts about the same that say more; same: instance, or run and rank.
+        silenced_by: Alerts about the same that say more: instance, run and rank are, as far as both
+            have them; of a leak the loader is, too.
     """
 
     name: str
