@@ -55,8 +55,12 @@ def _rate(source: Source, *by: str) -> Term:
     return total(rate(source, FIVE), *by)
 
 
-_ACTIVE = count(
-    where(of.LOADER_PHASE, lambda phase: of.PHASES[round(phase)] in ("wait", "step")), *RANK
+_ACTIVE = most(
+    count(
+        where(of.PHASE_OF_LIVING, lambda phase: of.PHASES[round(phase)] in ("wait", "step")),
+        *("instance", *RANK),
+    ),
+    *RANK,
 )
 _RANK_RATIO = at_most_1(
     over(times(_rate(_WAIT, *RANK), usually(_ACTIVE)), some(_rate(_LOOP, *RANK)))
@@ -71,7 +75,9 @@ _RANK_UTILIZATION = mean(
     },
     *RANK,
 )
-_WAITING_NOW = most(where(of.LOADER_PHASE, lambda phase: of.PHASES[round(phase)] == "wait"), *RANK)
+_WAITING_NOW = most(
+    where(of.PHASE_OF_LIVING, lambda phase: of.PHASES[round(phase)] == "wait"), *RANK
+)
 _UTILIZATION_WAITING = usually(both(_RANK_UTILIZATION, _WAITING_NOW))
 _WASTED = times(
     times(
@@ -83,12 +89,12 @@ _WASTED = times(
 _BATCHES = _rate(of.BATCHES, *RANK)
 
 LOADER_RATIO = recorded(over(_rate(_WAIT, *LOADER), some(_rate(_LOOP, *LOADER))))
-FILL = recorded(over(total(of.READY_ITERATING, *LOADER), total(of.CAPACITY, *LOADER)))
+FILL = recorded(over(total(of.READY_ITERATING, *LOADER), total(of.CAPACITY_OF_LIVING, *LOADER)))
 WORKERS_BUSY = recorded(
     at_most_1(
         over(
             over(_rate(of.WORKER_FETCHING, *LOADER), some(_rate(of.LOADER_TIME, *LOADER))),
-            count(of.WORKER_FETCHING, *LOADER),
+            count(of.FETCHING_OF_LIVING, *LOADER),
         )
     )
 )

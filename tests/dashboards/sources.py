@@ -72,10 +72,25 @@ def _loaders(look: Look) -> Iterator[tuple[dict[str, str], Json]]:
             yield {**labels, "loader": loader["name"]}, {**loader, "rank_up": rank["up"]}
 
 
+def _loaders_of_living(look: Look) -> Iterator[tuple[dict[str, str], Json]]:
+    for labels, loader in _loaders(look):
+        if loader["rank_up"]:
+            yield labels, loader
+
+
 def _workers(look: Look) -> Iterator[tuple[dict[str, str], Json]]:
     for labels, loader in _loaders(look):
-        for worker in loader["workers"]:
-            yield {**labels, "worker": str(worker["slot"])}, worker
+        yield from _workers_of(labels, loader)
+
+
+def _workers_of_living(look: Look) -> Iterator[tuple[dict[str, str], Json]]:
+    for labels, loader in _loaders_of_living(look):
+        yield from _workers_of(labels, loader)
+
+
+def _workers_of(labels: dict[str, str], loader: Json) -> Iterator[tuple[dict[str, str], Json]]:
+    for worker in loader["workers"]:
+        yield {**labels, "worker": str(worker["slot"])}, worker
 
 
 def _cgroups(look: Look) -> Iterator[tuple[dict[str, str], Json]]:
@@ -142,23 +157,29 @@ def _buckets(name: str) -> Source:
 
 
 def _iterating(loader: Json) -> float | None:
-    return loader["ready"] if loader["rank_up"] and loader["phase"] != "idle" else None
+    return loader["ready"] if loader["phase"] != "idle" else None
+
+
+def _phase(loader: Json) -> float:
+    return PHASES.index(loader["phase"])
 
 
 LOADER_TIME = _spread(
     _loaders, "phase", lambda one: {phase: one["phase_seconds"].get(phase, 0) for phase in TIMED}
 )
-LOADER_PHASE = _source(_loaders, lambda loader: PHASES.index(loader["phase"]))
+LOADER_PHASE = _source(_loaders, _phase)
+PHASE_OF_LIVING = _source(_loaders_of_living, _phase)
 BATCHES = _source(_loaders, "batches")
 SAMPLES = _source(_loaders, "samples")
 STARTUPS = _source(_loaders, "startups")
 DISCARDED = _source(_loaders, "discarded")
 TIMEOUTS = _source(_loaders, "timeouts")
 READY = _source(_loaders, "ready")
-READY_ITERATING = _source(_loaders, _iterating)
+READY_ITERATING = _source(_loaders_of_living, _iterating)
 REORDER = _source(_loaders, "reorder")
 OUTSTANDING = _source(_loaders, "outstanding")
 CAPACITY = _source(_loaders, "capacity")
+CAPACITY_OF_LIVING = _source(_loaders_of_living, "capacity")
 LAST_EPOCH = _source(_loaders, "last_epoch")
 WORKER_STARTS = _source(_loaders, "worker_starts")
 ERRORS = _spread(_loaders, "error", operator.itemgetter("errors"))
@@ -187,6 +208,7 @@ PROGRESS_OF_BUSY = _source(
 )
 WORKER_BATCHES = _source(_workers, "batches")
 WORKER_FETCHING = _source(_workers, "fetch_seconds")
+FETCHING_OF_LIVING = _source(_workers_of_living, "fetch_seconds")
 WORKER_CPU = _source(_workers, "cpu_seconds")
 WORKER_RSS = _source(_workers, "resident_bytes")
 WORKER_PSS = _source(_workers, "proportional_bytes")

@@ -67,10 +67,7 @@ def _rank_died() -> str:
     ranks, successor = f"on ({', '.join(_RANKS)})", f"on ({', '.join(RANK_LABELS)})"
     successor += f" {catalog.RANK_UP.name} == 1"
     before = f'{catalog.FINDING.name}{{finding="rank_died"}} offset {HOLD_SECONDS}s'
-    dead = (
-        f"{found(('rank_died',), _RANKS, held=True)}\n"
-        f"unless {ranks} ({before} and {successor})"
-    )
+    dead = f"{found(('rank_died',), _RANKS, held=True)}\nunless {ranks} ({before} and {successor})"
     return f"{kept('DlmonRankDied', _RANKS, dead)}\nunless {successor}"
 
 
