@@ -17,7 +17,7 @@ from dlmon.gen.rules.model import (
     kept,
     passed_on,
 )
-from dlmon.gen.rules.promql import aggregated
+from dlmon.gen.rules.promql import aggregated, happened
 
 _JUDGED = "The agent judges (docs/findings.md); a minute is four scrapes."
 _USS = catalog.WORKER_UNIQUE_MEMORY.name
@@ -134,6 +134,9 @@ def _of_run(expression: str) -> str:
     )
 
 
+_WORKERS_KILLED = happened(
+    catalog.LOADER_WORKER_EXITS, (INSTANCE, "run"), "10m", 'reason="oom_kill"'
+)
 _AHEAD_SECONDS = 4 * 3600
 MEMORY_LIMIT_PREDICTED = Alert(
     name="DlmonMemoryLimitPredicted",
@@ -170,14 +173,19 @@ OOM_KILL = Alert(
     severity=Severity.CRITICAL,
     scope=Scope.CGROUP,
     labels=(INSTANCE, "run", "cgroup"),
-    expression=_of_run(f"round(increase({catalog.CGROUP_OOM_KILLS.name}[10m])) > 0"),
+    expression=(
+        f"{_of_run(f'round(increase({catalog.CGROUP_OOM_KILLS.name}[10m])) > 0')}\n"
+        f"or on ({INSTANCE}, run)\n({_WORKERS_KILLED})"
+    ),
     lasting="0s",
-    why="An event: told for ten minutes. What a cgroup counted before its first scrape is not told;"
-    " who died of it then is (DlmonWorkerDied, DlmonRankDied).",
+    why="An event: told for ten minutes. What a cgroup counted before its first scrape is not told,"
+    " but that a worker died of it. The cgroup of a dead rank is shown for as long as the rank, and"
+    " that of a job which ended of the kill for a minute.",
     meaning="The kernel killed a process in a cgroup because it was out of memory.",
     summary="OOM kill in a cgroup of run {{ $labels.run }}",
     description=(
-        f"{ON}, the kernel killed processes of cgroup {{{{ $labels.cgroup }}}} of run"
+        f"{ON}, the kernel killed processes of"
+        " {{ with $labels.cgroup }}cgroup {{ . }}{{ else }}a cgroup{{ end }} of run"
         " {{ $labels.run }} for lack of memory ({{ $value | humanize }} in ten minutes). In use"
         f" now, page cache not counted: {_CGROUP_USES}."
     ),
