@@ -28,6 +28,12 @@ _MAYBE_RANK = "{{ with $labels.rank }}rank {{ . }} of {{ end }}run {{ $labels.ru
 _HELD_BY_WORKERS = asked(
     f"sum({_USS}{{run=%q,rank=%q,loader=%q}})", LOADER_LABELS, "humanize1024", "B"
 )
+_HELD_BY_WORKER = asked(
+    f"max({_USS}{{instance=%q,run=%q,rank=%q,loader=%q,worker=%q}})",
+    (INSTANCE, *WORKER_LABELS),
+    "humanize1024",
+    "B",
+)
 _CGROUP = ("instance", "cgroup")
 _CGROUP_USES = (
     asked(f"max({_ANON}{{instance=%q,cgroup=%q}})", _CGROUP, "humanize1024", "B")
@@ -93,8 +99,8 @@ WORKER_MEMORY_EXPLOSION = Alert(
     " down with epochs; only after an hour, when caches are warm.",
     meaning="A worker's own memory (USS) has doubled within half an hour, by more than 1 GiB.",
     summary=f"Memory doubled in half an hour: {WORKER}",
-    description=f"{ON}, {WORKER} holds {{{{ $value | humanize1024 }}}}B of its own (USS), more than"
-    " twice as much as half an hour ago.",
+    description=f"{ON}, {WORKER} holds more than twice as much of its own (USS) as half an hour"
+    f" ago; now: {_HELD_BY_WORKER}.",
     silenced_by=("DlmonRankDied", "DlmonWorkerMemoryLeak"),
 )
 MEMORY_LIMIT_SOON = Alert(
@@ -162,9 +168,15 @@ MEMORY_LIMIT_PREDICTED = Alert(
     meaning="A cgroup that goes on like this will reach its memory limit within four hours.",
     summary="Out of memory within four hours: run {{ $labels.run }}",
     description=(
-        f"{ON}, cgroup {{{{ $labels.cgroup }}}} of run {{{{ $labels.run }}}} will need"
-        " {{ $value | humanizePercentage }} of its memory limit in four hours if it goes on like"
-        f" this. In use now, page cache not counted: {_CGROUP_USES}."
+        f"{ON}, cgroup {{{{ $labels.cgroup }}}} of run {{{{ $labels.run }}}} will need more than"
+        " its memory limit in four hours if it goes on like this; of the limit, by the last hour: "
+        + asked(
+            f"max(predict_linear({_ANON}{{instance=%q,cgroup=%q}}[1h], {_AHEAD_SECONDS})"
+            f" / {_LIMIT})",
+            _CGROUP,
+            "humanizePercentage",
+        )
+        + f". In use now, page cache not counted: {_CGROUP_USES}."
     ),
     silenced_by=("DlmonMemoryLimitSoon",),
 )
