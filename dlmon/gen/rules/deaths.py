@@ -40,22 +40,39 @@ def _worker_died() -> str:
     """Return the expression: found by the agent, with the reason where the counters tell one.
 
     Counters of a job that is over are gone within seconds, the finding stays. The time of the last
-    abnormal exit is in the segment: it tells of deaths that no agent was there to see.
+    abnormal exit is in the segment: it tells of deaths that no agent was there to see. An exit may
+    be counted a scrape after the finding: as another reason is another alert, the one without is
+    withheld for so long where there are counters to wait for.
     """
     dead = found(("worker_died",), _WORKERS, held=True)
-    exits = f"{catalog.LOADER_WORKER_EXITS.name}{{reason%s}}[{_KEPT}]"
-    telling, vague = (
-        aggregated("max", (*_LOADERS, "reason"), f"max_over_time({exits % matcher})")
-        for matcher in ('!~"normal|sigterm|lost"', '=~"sigterm|lost"')
-    )
-    on = ", ".join(_LOADERS)
+    on, worker = ", ".join(_LOADERS), ", ".join(_WORKERS)
+    telling, vague = _reasons('!~"normal|sigterm|lost"'), _reasons('=~"sigterm|lost"')
+    counters = aggregated("max", _LOADERS, catalog.LOADER_WORKER_EXITS.name)
+    waited = f'{catalog.FINDING.name}{{finding="worker_died"}}[{HOLD_SECONDS}s] offset 30s'
     unseen = aggregated("max", _LOADERS, f"time() - {catalog.LOADER_LAST_ABNORMAL_EXIT.name}")
     return (
         f"{dead}\n* on ({on}) group_left (reason)\n"
-        f"topk by ({on}) (1,\n  {telling} > 0\n  or on ({on})\n  {vague} > 0\n) ^ 0\n"
-        f"or on ({', '.join(_WORKERS)})\n{dead}\n"
-        f"or on ({on})\n{unseen} < {HOLD_SECONDS}"
+        f"topk by ({on}) (1,\n  {telling}\n  or on ({on})\n  {vague}\n) ^ 0\n"
+        f"or on ({worker})\n(\n  {dead}\n"
+        f"  unless on ({on}) {counters}\n"
+        f"  or on ({worker}) {dead} and on ({worker}) max_over_time({waited})\n)\n"
+        f"or on ({on})\n{unseen} < {HOLD_SECONDS}\nunless on ({on}) {dead}"
     )
+
+
+def _reasons(matcher: str) -> str:
+    """Return how often workers ended for each reason of these within `_KEPT`.
+
+    A counter that is above 0 when it is first seen has no increase: it counts as it is if it was
+    not there before. What others have counted since outweighs it: an agent that starts anew sees
+    what it had counted before.
+    """
+    labels, on = (*_LOADERS, "reason"), ", ".join(_LOADERS)
+    exits = f"{catalog.LOADER_WORKER_EXITS.name}{{reason{matcher}}}[{_KEPT}]"
+    grown = aggregated("max", labels, f"round(increase({exits}))")
+    seen = aggregated("max", labels, f"max_over_time({exits})")
+    before = aggregated("max", labels, f"count_over_time({exits} offset {_KEPT})")
+    return f"({grown} > 0\n  or on ({on}) ({seen} > 0 unless {before}))"
 
 
 def _rank_died() -> str:
@@ -79,7 +96,8 @@ WORKER_DIED = Alert(
     expression=kept("DlmonWorkerDied", (*_WORKERS, "reason"), _worker_died()),
     lasting="0s",
     why=f"{_HELD} The reason is the one that its loader's exits have most of in the last hour,"
-    " sigterm and lost only where there is no other.",
+    " sigterm and lost only where there is no other. One that is not yet counted is waited for 30 s"
+    " at most.",
     meaning="A worker ended in another way than in order; torch raises in the loop.",
     summary=f"Died: {MAYBE_WORKER}{{{{ with $labels.reason }}}} ({{{{ . }}}}){{{{ end }}}}",
     description=(
