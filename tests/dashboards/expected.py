@@ -163,6 +163,16 @@ def _of_ranks(term: Term) -> Term:
     return both(most(term, *here), count(of.RANK_INFO, *here))
 
 
+def _killed(moment: Moment) -> Series:
+    """OOM kills in cgroups that a chosen rank was in at one of the scrapes that count them."""
+    here = ("instance", "cgroup")
+    seen: Series = {
+        frozenset(pair for pair in labels if pair[0] in here): 1.0
+        for labels in of.RANK_INFO.points(moment, 60)
+    }
+    return both(most(increase(of.OOM_KILLS), *here), lambda _: seen)(moment)
+
+
 def _mean_of(sums: Source, counts: Source) -> Term:
     return over(total(rate(sums), "loader"), total(rate(counts), "loader"))
 
@@ -199,7 +209,7 @@ CLUSTER: dict[str, Term] = {
     "GPUs wasted, the ten worst runs/A": _named(recording.RUN_GPU_WASTED, RUN_WASTED),
     "Wait ratio, the ten worst runs/A": _named(recording.RUN_WAIT_RATIO, RUN_RATIO),
     "Workers that died/A": DEATHS,
-    "Workers that died/B": some(total(increase(of.OOM_KILLS))),
+    "Workers that died/B": some(total(_killed)),
     "Findings/A": count(of.FINDINGS_OR_NONE, "finding"),
     "Jobs that do not use dlmon/A": total(of.SCRIPT_WORKERS, "user", "script", "instance"),
     "Jobs that do not use dlmon/B": total(of.SCRIPT_ORPHANS, "user", "script", "instance"),

@@ -186,7 +186,9 @@ ERRORS = _spread(_loaders, "error", operator.itemgetter("errors"))
 ABNORMAL_EXITS = _spread(
     _loaders,
     "reason",
-    lambda loader: {why: n for why, n in loader["worker_exits"].items() if why != "normal"},
+    lambda loader: {
+        why: n for why, n in loader["worker_exits"].items() if why not in ("normal", "sigterm")
+    },
 )
 FETCH_BUCKETS, WAIT_BUCKETS = _buckets("fetch"), _buckets("wait")
 WAIT_SUM, STEP_SUM = _source(_loaders, "wait.sum_seconds"), _source(_loaders, "step.sum_seconds")
