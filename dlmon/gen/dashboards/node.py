@@ -72,14 +72,19 @@ def _agents() -> list[Any]:
         states(
             Look(
                 "Agents",
-                "Whether Prometheus could read each agent. Down, nothing below is known of its"
-                " node; jobs there run on, and their counters go on where they were.",
+                "Whether Prometheus could read each agent: each target of a job in which there was"
+                " one within the time range. Down, nothing below is known of its node; jobs there"
+                " run on, and their counters go on where they were.",
                 "none",
                 width=8,
                 height=4,
                 no_value="no agent is scraped by this Prometheus",
             ),
-            query(f"max by (instance) ({select(UP, *MINE)})", "{{instance}}"),
+            query(
+                f"max by (instance) ({select(UP, *MINE)} and on (job)"
+                f" avg_over_time({select(AGENT_BUILD_INFO, *MINE)}[$__range]))",
+                "{{instance}}",
+            ),
             mappings=palette.mapping({"1": ("up", palette.GOOD), "0": ("down", palette.WORST)}),
         ),
         stat(
