@@ -153,7 +153,7 @@ UP = total(of.RANK_UP)
 CRITICAL = of.FINDINGS_OR_NONE.only(severity="critical")
 SAMPLES, BATCHES = rate(of.SAMPLES), rate(of.BATCHES)
 DEATHS = some(total(increase(of.ABNORMAL_EXITS), "reason"))
-OF_LIMIT = over(of.CGROUP_ANON, of.CGROUP_LIMIT)
+OF_LIMIT = changed(over(of.CGROUP_ROOM, of.CGROUP_LIMIT), lambda left: 1 - left)
 TIME = total(rate(of.LOADER_TIME), "phase")
 
 

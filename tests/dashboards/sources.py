@@ -221,7 +221,13 @@ WORKER_FDS = _source(_workers, "open_fds")
 
 # --- what else there is on a node ---
 
-CGROUP_LIMIT = _source(_cgroups, "limit_bytes")
+CGROUP_LIMIT = _source(
+    _cgroups,
+    lambda one: (
+        one["limit_bytes"] if one["binding_limit_bytes"] is None else one["binding_limit_bytes"]
+    ),
+)
+CGROUP_ROOM = _source(_cgroups, "room_bytes")
 CGROUP_ANON = _source(_cgroups, "anon_bytes")
 CGROUP_WORKING_SET = _source(_cgroups, "working_set_bytes")
 OOM_KILLS = _source(_cgroups, "oom_kills")

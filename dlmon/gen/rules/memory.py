@@ -21,7 +21,7 @@ from dlmon.gen.rules.promql import aggregated, happened
 
 _JUDGED = "The agent judges (docs/findings.md); a minute is four scrapes."
 _USS = catalog.WORKER_UNIQUE_MEMORY.name
-_ANON, _LIMIT = catalog.CGROUP_MEMORY_ANON.name, catalog.CGROUP_MEMORY_LIMIT.name
+_ROOM, _LIMIT = catalog.CGROUP_MEMORY_ROOM.name, catalog.CGROUP_MEMORY_LIMIT.name
 _LOADERS = (INSTANCE, *LOADER_LABELS)
 _RANKS = (INSTANCE, *RANK_LABELS)
 _MAYBE_RANK = "{{ with $labels.rank }}rank {{ . }} of {{ end }}run {{ $labels.run }}"
@@ -36,7 +36,13 @@ _HELD_BY_WORKER = asked(
 )
 _CGROUP = ("instance", "cgroup")
 _CGROUP_USES = (
-    asked(f"max({_ANON}{{instance=%q,cgroup=%q}})", _CGROUP, "humanize1024", "B")
+    asked(
+        f"max({_LIMIT}{{instance=%q,cgroup=%q}} - {_ROOM}"
+        f" or {catalog.CGROUP_MEMORY_ANON.name}{{instance=%q,cgroup=%q}})",
+        (*_CGROUP, *_CGROUP),
+        "humanize1024",
+        "B",
+    )
     + "; limit: "
     + asked(f"max({_LIMIT}{{instance=%q,cgroup=%q}})", _CGROUP, "humanize1024", "B")
 )
@@ -118,7 +124,7 @@ MEMORY_LIMIT_SOON = Alert(
         f"{ON}, the cgroup of {_MAYBE_RANK} will reach its memory limit within the hour, or uses"
         " 95 % of it. In use now, page cache not counted: "
         + asked(
-            f"max({_ANON} / {_LIMIT}"
+            f"max(1 - {_ROOM} / {_LIMIT}"
             f" and on (instance, cgroup) {catalog.RANK_INFO.name}{{instance=%q,run=%q}})",
             ("instance", "run"),
             "humanizePercentage",
@@ -153,25 +159,26 @@ MEMORY_LIMIT_PREDICTED = Alert(
         "DlmonMemoryLimitPredicted",
         (INSTANCE, "run", "cgroup"),
         _of_run(
-            f"\n  predict_linear({_ANON}[1h], {_AHEAD_SECONDS})"
+            f"\n  1 - predict_linear({_ROOM}[1h], {_AHEAD_SECONDS})"
             f" / {_LIMIT} > 1\n"
-            f"  and predict_linear({_ANON}[15m], {_AHEAD_SECONDS}) > {_LIMIT}\n"
-            f"  and {_ANON} > 0.5 * {_LIMIT}\n"
-            f"  and {_ANON} offset 30m\n"
+            f"  and predict_linear({_ROOM}[15m], {_AHEAD_SECONDS}) < 0\n"
+            f"  and {_ROOM} < 0.5 * {_LIMIT}\n"
+            f"  and {_ROOM} offset 30m\n"
         ),
     ),
     lasting="15m",
     why="Four hours leave time to act. The line through the last hour and that through the last 15"
     " minutes must both reach the limit, and do so for 15 minutes: what loads its data grows fast"
     " and then stops. Below half of the limit a line says little, nor before half an hour of"
-    " points. Anonymous and shared memory, never page cache, which fills any limit.",
+    " points. Anonymous and shared memory, never page cache, which fills any limit; of all that the"
+    " limit is for, which may be that of a cgroup above, as of a job of several.",
     meaning="A cgroup that goes on like this will reach its memory limit within four hours.",
     summary="Out of memory within four hours: run {{ $labels.run }}",
     description=(
         f"{ON}, cgroup {{{{ $labels.cgroup }}}} of run {{{{ $labels.run }}}} will need more than"
         " its memory limit in four hours if it goes on like this; of the limit, by the last hour: "
         + asked(
-            f"max(predict_linear({_ANON}{{instance=%q,cgroup=%q}}[1h], {_AHEAD_SECONDS})"
+            f"max(1 - predict_linear({_ROOM}{{instance=%q,cgroup=%q}}[1h], {_AHEAD_SECONDS})"
             f" / {_LIMIT})",
             _CGROUP,
             "humanizePercentage",
