@@ -32,7 +32,7 @@ _RANKS = (INSTANCE, *RANK_LABELS)
 _LOADERS = (INSTANCE, *LOADER_LABELS)
 _WORKERS = (INSTANCE, *WORKER_LABELS)
 _ORPHANS = asked(
-    f"max({catalog.RANK_ORPHAN_WORKERS.name}{{run=%q,rank=%q}})", RANK_LABELS, "humanize"
+    f"max({catalog.RANK_ORPHAN_WORKERS.name}{{instance=%q,run=%q,rank=%q}})", _RANKS, "humanize"
 )
 
 
@@ -104,8 +104,9 @@ WORKER_DIED = Alert(
         f"{ON}, {MAYBE_WORKER} died. Reason:"
         " {{ with $labels.reason }}{{ . }}{{ else }}not known{{ end }}; when: "
         + asked(
-            f"max(time() - {catalog.LOADER_LAST_ABNORMAL_EXIT.name}{{run=%q,rank=%q,loader=%q}})",
-            LOADER_LABELS,
+            f"max(time() - {catalog.LOADER_LAST_ABNORMAL_EXIT.name}"
+            "{instance=%q,run=%q,rank=%q,loader=%q})",
+            _LOADERS,
             "humanizeDuration",
             " ago",
         )
@@ -146,8 +147,8 @@ ORPHAN_WORKERS = Alert(
         f"{ON}, workers of {RUN_AND_RANK} live on without their training process: {_ORPHANS}. They"
         " hold (RSS): "
         + asked(
-            f"sum({catalog.WORKER_RESIDENT_MEMORY.name}{{run=%q,rank=%q}})",
-            RANK_LABELS,
+            f"sum({catalog.WORKER_RESIDENT_MEMORY.name}{{instance=%q,run=%q,rank=%q}})",
+            _RANKS,
             "humanize1024",
             "B",
         )

@@ -26,7 +26,7 @@ _LOADERS = (INSTANCE, *LOADER_LABELS)
 _RANKS = (INSTANCE, *RANK_LABELS)
 _MAYBE_RANK = "{{ with $labels.rank }}rank {{ . }} of {{ end }}run {{ $labels.run }}"
 _HELD_BY_WORKERS = asked(
-    f"sum({_USS}{{run=%q,rank=%q,loader=%q}})", LOADER_LABELS, "humanize1024", "B"
+    f"sum({_USS}{{instance=%q,run=%q,rank=%q,loader=%q}})", _LOADERS, "humanize1024", "B"
 )
 _HELD_BY_WORKER = asked(
     f"max({_USS}{{instance=%q,run=%q,rank=%q,loader=%q,worker=%q}})",
@@ -223,13 +223,17 @@ SHM_NEARLY_FULL = Alert(
     description=(
         f"{ON}, the /dev/shm that {RUN_AND_RANK} sees is nearly full; in use: "
         + asked(
-            f"max({catalog.RANK_SHM_USED.name}{{run=%q,rank=%q}} / {catalog.RANK_SHM_SIZE.name})",
-            RANK_LABELS,
+            f"max({catalog.RANK_SHM_USED.name}{{instance=%q,run=%q,rank=%q}}"
+            f" / {catalog.RANK_SHM_SIZE.name})",
+            _RANKS,
             "humanizePercentage",
         )
         + " of "
         + asked(
-            f"max({catalog.RANK_SHM_SIZE.name}{{run=%q,rank=%q}})", RANK_LABELS, "humanize1024", "B"
+            f"max({catalog.RANK_SHM_SIZE.name}{{instance=%q,run=%q,rank=%q}})",
+            _RANKS,
+            "humanize1024",
+            "B",
         )
         + ". Workers that find it full die of SIGBUS."
     ),
@@ -257,9 +261,13 @@ FILES_NEARLY_EXHAUSTED = Alert(
     description=(
         f"{ON}, {_MAYBE_LOADER}{RUN_AND_RANK} has more than 90 % of the descriptors open that it"
         " may have; the training process has "
-        + asked(f"max({catalog.RANK_OPEN_FDS.name}{{run=%q,rank=%q}})", RANK_LABELS, "humanize")
+        + asked(
+            f"max({catalog.RANK_OPEN_FDS.name}{{instance=%q,run=%q,rank=%q}})", _RANKS, "humanize"
+        )
         + " of "
-        + asked(f"max({catalog.RANK_MAX_FDS.name}{{run=%q,rank=%q}})", RANK_LABELS, "humanize")
+        + asked(
+            f"max({catalog.RANK_MAX_FDS.name}{{instance=%q,run=%q,rank=%q}})", _RANKS, "humanize"
+        )
         + ". At the limit opening a file, or receiving a batch, fails."
     ),
     findings=("open_files_nearly_exhausted",),

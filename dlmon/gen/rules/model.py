@@ -143,14 +143,14 @@ ON = "On {{ $labels.instance }}"
 FINDING = "{{ $labels.finding }}"
 
 LAST_BATCH_OF_LOADER = asked(
-    f"max(time() - {catalog.LOADER_LAST_DELIVERY.name}{{run=%q,rank=%q,loader=%q}})",
-    catalog.LOADER_LABELS,
+    f"max(time() - {catalog.LOADER_LAST_DELIVERY.name}{{instance=%q,run=%q,rank=%q,loader=%q}})",
+    (INSTANCE, *catalog.LOADER_LABELS),
     "humanizeDuration",
     " ago",
 )
 LAST_BATCH_OF_RANK = asked(
-    f"min(time() - {catalog.LOADER_LAST_DELIVERY.name}{{run=%q,rank=%q}})",
-    catalog.RANK_LABELS,
+    f"min(time() - {catalog.LOADER_LAST_DELIVERY.name}{{instance=%q,run=%q,rank=%q}})",
+    (INSTANCE, *catalog.RANK_LABELS),
     "humanizeDuration",
     " ago",
 )
