@@ -629,8 +629,16 @@ CGROUP_MEMORY_LIMIT = Metric(
     Kind.GAUGE,
     Unit.BYTES,
     CGROUP_LABELS,
-    "Memory limit of a cgroup that ranks are in, the smallest of it and of all above it; absent"
-    " without one.",
+    "Memory limit of a cgroup that ranks are in: its own or that of one above it, whichever leaves"
+    " the least room; absent without one.",
+)
+CGROUP_MEMORY_ROOM = Metric(
+    "dlmon_cgroup_memory_room_bytes",
+    Kind.GAUGE,
+    Unit.BYTES,
+    CGROUP_LABELS,
+    "What is left of that limit: the limit less anonymous and shared memory of all that it is for,"
+    " other cgroups below it included; absent without one. 1 - room / limit is how full it is.",
 )
 CGROUP_MEMORY_WORKING_SET = Metric(
     "dlmon_cgroup_memory_working_set_bytes",
@@ -644,8 +652,8 @@ CGROUP_MEMORY_ANON = Metric(
     Kind.GAUGE,
     Unit.BYTES,
     CGROUP_LABELS,
-    "Anonymous and shared memory in the cgroup, /dev/shm included: what cannot be dropped. Compare"
-    " this one with the limit: page cache fills any.",
+    "Anonymous and shared memory in the cgroup, /dev/shm included: what cannot be dropped. This is"
+    " what meets a limit: page cache fills any.",
 )
 CGROUP_OOM_KILLS = Metric(
     "dlmon_cgroup_oom_kills_total",

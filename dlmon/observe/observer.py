@@ -14,6 +14,7 @@ from operator import attrgetter
 from dlmon.observe import loaders, processes
 from dlmon.observe.containers import Place
 from dlmon.observe.endings import Endings, rank_key
+from dlmon.observe.groups import Groups
 from dlmon.observe.memory import Scanner
 from dlmon.observe.parts import NANOSECONDS, Clock, Part, Seen, text
 from dlmon.observe.ranks import Ranks
@@ -100,6 +101,7 @@ class Observer:
         self._cpu: processes.Totals[float] = processes.Totals()
         self._usages = Usages(scanner)
         self._ranks = Ranks()
+        self._groups = Groups()
         self._highest: dict[tuple[Incarnation, str], Loader] = {}
         self._retired: Retired[Incarnation] = Retired()
         self._clamped = 0
@@ -129,8 +131,7 @@ class Observer:
         ranks = {i: self._rank(i, g, clock) for i, g in by_incarnation.items() if _present(g)}
         self._forget(tracked, ranks)
         shown, superseded = _choose(ranks.values())
-        members = {r.process.cgroup: r.pid for r in shown if r.process.cgroup is not None}
-        groups = self._ranks.memory(members)
+        groups = self._groups.look(shown, self._endings.ended)
         self._usages.finish()
         return Snapshot(
             time=clock.unix,

@@ -1,7 +1,7 @@
-"""Look at training processes and their cgroups again and again.
+"""Look at training processes again and again.
 
-What each look needs costs one read of /proc/<pid>/stat. Limits, quotas, descriptors and the rest of
-cgroups take a hundred times as long, and are asked for every few seconds.
+What each look needs costs one read of /proc/<pid>/stat. Limits, quotas, descriptors and whether a
+cgroup is frozen take a hundred times as long, and are asked for every few seconds.
 
 Runs in: agent and the commands. On failure: what may not be read is None.
 """
@@ -9,11 +9,11 @@ Runs in: agent and the commands. On failure: what may not be read is None.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from dlmon.observe import cgroups, processes
-from dlmon.observe.snapshot import CgroupMemory, Process
+from dlmon.observe import processes
+from dlmon.observe.snapshot import Process
 
 SELDOM_SECONDS = 5.0
 """From one time that everything is asked to the next."""
@@ -38,11 +38,10 @@ class _Known:
 
 
 class Ranks:
-    """Remembers what was seen of each process and cgroup, until it is time to look again."""
+    """Remembers what was seen of each process, until it is time to look again."""
 
     def __init__(self) -> None:
         self._known: dict[int, _Known] = {}
-        self._memory: dict[str, tuple[float, CgroupMemory]] = {}
 
     def look(self, pid: int) -> tuple[Process, bool]:
         """Return what is known of a process, and whether its cgroup was throttled lately.
@@ -70,21 +69,6 @@ class Ranks:
             state=seen.status,
         )
         return process, known.throttled
-
-    def memory(self, members: Mapping[str, int]) -> dict[str, CgroupMemory]:
-        """Return the memory of cgroups, each read once for all that are in it.
-
-        Args:
-            members: By path of each cgroup, a process in it.
-        """
-        now = time.monotonic()
-        known, self._memory = self._memory, {}
-        for path, pid in members.items():
-            due, memory = known.get(path, (now, CgroupMemory()))
-            if now >= due:
-                due, memory = now + SELDOM_SECONDS, cgroups.of(pid).memory()
-            self._memory[path] = (due, memory)
-        return {path: memory for path, (_, memory) in self._memory.items()}
 
     def keep(self, pids: Collection[int]) -> None:
         """Forget every other process."""

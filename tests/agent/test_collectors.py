@@ -261,6 +261,18 @@ def test_a_failed_snapshot_is_counted_and_the_last_good_one_stays() -> None:
     assert value(text, catalog.LOADER_BATCHES) == [400]
 
 
+def test_the_limit_of_a_cgroup_is_the_one_of_which_the_least_is_left() -> None:
+    groups = {
+        "/job/task": CgroupMemory(
+            limit_bytes=2000, anon_bytes=100, room_bytes=500, binding_limit_bytes=8000
+        ),
+        "/unread": CgroupMemory(limit_bytes=2000),  # nothing told what is used
+    }
+    text = expose(make_snapshot(cgroups=groups))
+    assert value(text, catalog.CGROUP_MEMORY_LIMIT) == [8000, 2000]
+    assert value(text, catalog.CGROUP_MEMORY_ROOM) == [500]
+
+
 def test_before_the_first_snapshot_there_is_the_agent() -> None:
     text = generate_latest(collect(Board(Detail.FULL, PLENTY).status)).decode()
     assert value(text, catalog.AGENT_BUILD_INFO) == [1]

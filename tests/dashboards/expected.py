@@ -55,8 +55,12 @@ def _rate(source: Source, *by: str) -> Term:
     return total(rate(source, FIVE), *by)
 
 
-_ACTIVE = count(
-    where(of.LOADER_PHASE, lambda phase: of.PHASES[round(phase)] in ("wait", "step")), *RANK
+_ACTIVE = most(
+    count(
+        where(of.PHASE_OF_LIVING, lambda phase: of.PHASES[round(phase)] in ("wait", "step")),
+        *("instance", *RANK),
+    ),
+    *RANK,
 )
 _RANK_RATIO = at_most_1(
     over(times(_rate(_WAIT, *RANK), usually(_ACTIVE)), some(_rate(_LOOP, *RANK)))
@@ -71,7 +75,9 @@ _RANK_UTILIZATION = mean(
     },
     *RANK,
 )
-_WAITING_NOW = most(where(of.LOADER_PHASE, lambda phase: of.PHASES[round(phase)] == "wait"), *RANK)
+_WAITING_NOW = most(
+    where(of.PHASE_OF_LIVING, lambda phase: of.PHASES[round(phase)] == "wait"), *RANK
+)
 _UTILIZATION_WAITING = usually(both(_RANK_UTILIZATION, _WAITING_NOW))
 _WASTED = times(
     times(
@@ -83,12 +89,12 @@ _WASTED = times(
 _BATCHES = _rate(of.BATCHES, *RANK)
 
 LOADER_RATIO = recorded(over(_rate(_WAIT, *LOADER), some(_rate(_LOOP, *LOADER))))
-FILL = recorded(over(total(of.READY_ITERATING, *LOADER), total(of.CAPACITY, *LOADER)))
+FILL = recorded(over(total(of.READY_ITERATING, *LOADER), total(of.CAPACITY_OF_LIVING, *LOADER)))
 WORKERS_BUSY = recorded(
     at_most_1(
         over(
             over(_rate(of.WORKER_FETCHING, *LOADER), some(_rate(of.LOADER_TIME, *LOADER))),
-            count(of.WORKER_FETCHING, *LOADER),
+            count(of.FETCHING_OF_LIVING, *LOADER),
         )
     )
 )
@@ -147,7 +153,7 @@ UP = total(of.RANK_UP)
 CRITICAL = of.FINDINGS_OR_NONE.only(severity="critical")
 SAMPLES, BATCHES = rate(of.SAMPLES), rate(of.BATCHES)
 DEATHS = some(total(increase(of.ABNORMAL_EXITS), "reason"))
-OF_LIMIT = over(of.CGROUP_ANON, of.CGROUP_LIMIT)
+OF_LIMIT = changed(over(of.CGROUP_ROOM, of.CGROUP_LIMIT), lambda left: 1 - left)
 TIME = total(rate(of.LOADER_TIME), "phase")
 
 
@@ -155,6 +161,16 @@ def _of_ranks(term: Term) -> Term:
     """What of cgroups is of those that the chosen ranks are in."""
     here = ("instance", "cgroup")
     return both(most(term, *here), count(of.RANK_INFO, *here))
+
+
+def _killed(moment: Moment) -> Series:
+    """OOM kills in cgroups that a chosen rank was in at one of the scrapes that count them."""
+    here = ("instance", "cgroup")
+    seen: Series = {
+        frozenset(pair for pair in labels if pair[0] in here): 1.0
+        for labels in of.RANK_INFO.points(moment, 60)
+    }
+    return both(most(increase(of.OOM_KILLS), *here), lambda _: seen)(moment)
 
 
 def _mean_of(sums: Source, counts: Source) -> Term:
@@ -193,7 +209,7 @@ CLUSTER: dict[str, Term] = {
     "GPUs wasted, the ten worst runs/A": _named(recording.RUN_GPU_WASTED, RUN_WASTED),
     "Wait ratio, the ten worst runs/A": _named(recording.RUN_WAIT_RATIO, RUN_RATIO),
     "Workers that died/A": DEATHS,
-    "Workers that died/B": some(total(increase(of.OOM_KILLS))),
+    "Workers that died/B": some(total(_killed)),
     "Findings/A": count(of.FINDINGS_OR_NONE, "finding"),
     "Jobs that do not use dlmon/A": total(of.SCRIPT_WORKERS, "user", "script", "instance"),
     "Jobs that do not use dlmon/B": total(of.SCRIPT_ORPHANS, "user", "script", "instance"),

@@ -48,7 +48,7 @@ class Moment:
         evaluations: When recording rules were evaluated, in ms.
         chosen: The values of the dashboard's variables.
         alerts: Prometheus' own account of those that are pending or firing, as it is now.
-        targets: Whether it could scrape them last: 1 or 0, by instance.
+        targets: Whether it could scrape agents last: 1 or 0, by instance.
         rule: A rule is evaluated then, which has what was there at that time.
         late: How long a scrape takes from its answer until its samples are there, in ms.
     """

@@ -72,10 +72,25 @@ def _loaders(look: Look) -> Iterator[tuple[dict[str, str], Json]]:
             yield {**labels, "loader": loader["name"]}, {**loader, "rank_up": rank["up"]}
 
 
+def _loaders_of_living(look: Look) -> Iterator[tuple[dict[str, str], Json]]:
+    for labels, loader in _loaders(look):
+        if loader["rank_up"]:
+            yield labels, loader
+
+
 def _workers(look: Look) -> Iterator[tuple[dict[str, str], Json]]:
     for labels, loader in _loaders(look):
-        for worker in loader["workers"]:
-            yield {**labels, "worker": str(worker["slot"])}, worker
+        yield from _workers_of(labels, loader)
+
+
+def _workers_of_living(look: Look) -> Iterator[tuple[dict[str, str], Json]]:
+    for labels, loader in _loaders_of_living(look):
+        yield from _workers_of(labels, loader)
+
+
+def _workers_of(labels: dict[str, str], loader: Json) -> Iterator[tuple[dict[str, str], Json]]:
+    for worker in loader["workers"]:
+        yield {**labels, "worker": str(worker["slot"])}, worker
 
 
 def _cgroups(look: Look) -> Iterator[tuple[dict[str, str], Json]]:
@@ -142,30 +157,38 @@ def _buckets(name: str) -> Source:
 
 
 def _iterating(loader: Json) -> float | None:
-    return loader["ready"] if loader["rank_up"] and loader["phase"] != "idle" else None
+    return loader["ready"] if loader["phase"] != "idle" else None
+
+
+def _phase(loader: Json) -> float:
+    return PHASES.index(loader["phase"])
 
 
 LOADER_TIME = _spread(
     _loaders, "phase", lambda one: {phase: one["phase_seconds"].get(phase, 0) for phase in TIMED}
 )
-LOADER_PHASE = _source(_loaders, lambda loader: PHASES.index(loader["phase"]))
+LOADER_PHASE = _source(_loaders, _phase)
+PHASE_OF_LIVING = _source(_loaders_of_living, _phase)
 BATCHES = _source(_loaders, "batches")
 SAMPLES = _source(_loaders, "samples")
 STARTUPS = _source(_loaders, "startups")
 DISCARDED = _source(_loaders, "discarded")
 TIMEOUTS = _source(_loaders, "timeouts")
 READY = _source(_loaders, "ready")
-READY_ITERATING = _source(_loaders, _iterating)
+READY_ITERATING = _source(_loaders_of_living, _iterating)
 REORDER = _source(_loaders, "reorder")
 OUTSTANDING = _source(_loaders, "outstanding")
 CAPACITY = _source(_loaders, "capacity")
+CAPACITY_OF_LIVING = _source(_loaders_of_living, "capacity")
 LAST_EPOCH = _source(_loaders, "last_epoch")
 WORKER_STARTS = _source(_loaders, "worker_starts")
 ERRORS = _spread(_loaders, "error", operator.itemgetter("errors"))
 ABNORMAL_EXITS = _spread(
     _loaders,
     "reason",
-    lambda loader: {why: n for why, n in loader["worker_exits"].items() if why != "normal"},
+    lambda loader: {
+        why: n for why, n in loader["worker_exits"].items() if why not in ("normal", "sigterm")
+    },
 )
 FETCH_BUCKETS, WAIT_BUCKETS = _buckets("fetch"), _buckets("wait")
 WAIT_SUM, STEP_SUM = _source(_loaders, "wait.sum_seconds"), _source(_loaders, "step.sum_seconds")
@@ -187,6 +210,7 @@ PROGRESS_OF_BUSY = _source(
 )
 WORKER_BATCHES = _source(_workers, "batches")
 WORKER_FETCHING = _source(_workers, "fetch_seconds")
+FETCHING_OF_LIVING = _source(_workers_of_living, "fetch_seconds")
 WORKER_CPU = _source(_workers, "cpu_seconds")
 WORKER_RSS = _source(_workers, "resident_bytes")
 WORKER_PSS = _source(_workers, "proportional_bytes")
@@ -197,7 +221,13 @@ WORKER_FDS = _source(_workers, "open_fds")
 
 # --- what else there is on a node ---
 
-CGROUP_LIMIT = _source(_cgroups, "limit_bytes")
+CGROUP_LIMIT = _source(
+    _cgroups,
+    lambda one: (
+        one["limit_bytes"] if one["binding_limit_bytes"] is None else one["binding_limit_bytes"]
+    ),
+)
+CGROUP_ROOM = _source(_cgroups, "room_bytes")
 CGROUP_ANON = _source(_cgroups, "anon_bytes")
 CGROUP_WORKING_SET = _source(_cgroups, "working_set_bytes")
 OOM_KILLS = _source(_cgroups, "oom_kills")

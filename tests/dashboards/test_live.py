@@ -181,7 +181,7 @@ WRONG = [
     ("dlmon-run/Loaders/A", "loader:dlmon_wait:ratio_rate5m", "loader:dlmon_wait:rate5m"),
     ("dlmon-run/Ranks up/A", 'run="$run", ', ""),
     ("dlmon-loader/Batches per second/A", ', loader=~"$loader"', ""),
-    ("dlmon-loader/Restarts and deaths of workers/B", ', reason!="normal"', ""),
+    ("dlmon-loader/Restarts and deaths of workers/B", ', reason!~"normal|sigterm"', ""),
     ("dlmon-loader/Errors, timeouts, batches thrown away/A", " > 0", ""),
     ("dlmon-node/Runs/A", "run, instance", "run"),
 ]

@@ -70,6 +70,9 @@ EXAMPLE_ALERTS = [
 ]
 """Fire at once, for whatever is found and always; the shipped ones hold for minutes first."""
 
+NO_AGENT = "127.0.0.1:1"
+"""A target of another job, about which no dashboard says anything."""
+
 OWN_ALERTS = [alert["alert"] for alert in EXAMPLE_ALERTS]
 
 
@@ -85,6 +88,7 @@ class Prometheus:
             "rule_files": [str(RULES / "*.yml"), str(extra)],
             "scrape_configs": [
                 {"job_name": "dlmon", "static_configs": [{"targets": list(targets)}]},
+                {"job_name": "others", "static_configs": [{"targets": [NO_AGENT]}]},
             ],
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -209,7 +213,7 @@ class World:
     def moment(self) -> Moment:
         """All that is known now."""
         scraped = self.prometheus.times("dlmon_agent_build_info")
-        tried = self.prometheus.times("up")
+        tried = self.prometheus.times('up{job="dlmon"}')
         alerts = self.prometheus.ask("alerts")["alerts"]
         targets = self.prometheus.ask("targets")["activeTargets"]
         return Moment(
@@ -230,7 +234,11 @@ class World:
                 for alert in alerts
                 if alert["labels"]["alertname"] not in OWN_ALERTS
             ],
-            targets={one["labels"]["instance"]: float(one["health"] == "up") for one in targets},
+            targets={
+                one["labels"]["instance"]: float(one["health"] == "up")
+                for one in targets
+                if one["labels"]["job"] == "dlmon"
+            },
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dlmon.gen.rules.alerts import ALERTS
-from dlmon.gen.rules.model import Alert, Scope
+from dlmon.gen.rules.model import Alert
 from tests.conftest import ROOT, require_tool
 from tools.stack.configuration import Place, write
 
@@ -149,23 +149,22 @@ def matches(alertname: str, matchers: list[str]) -> bool:
 
 
 def test_what_is_silenced_by_what_is_as_the_alerts_say() -> None:
-    def equal(alert: Alert, louder: str) -> tuple[str, ...]:
-        if alert.scope is Scope.AGENT:
-            return ("instance",)
-        return ("run",) if louder == "DlmonMemoryLimitSoon" else ("run", "rank")
+    def equal(alert: Alert, louder: Alert) -> tuple[str, ...]:
+        names = ["instance", "run", "rank"] + ["loader"] * (louder.name == "DlmonWorkerMemoryLeak")
+        return tuple(name for name in names if name in alert.labels and name in louder.labels)
 
+    by_name = {alert.name: alert for alert in ALERTS}
     wanted = {
-        (louder, alert.name, equal(alert, louder))
+        (louder, alert.name, equal(alert, by_name[louder]))
         for alert in ALERTS
         for louder in alert.silenced_by
     }
-    names = [alert.name for alert in ALERTS]
     configured = [
         (louder, name, tuple(rule["equal"]))
         for rule in read(ALERTMANAGER)["inhibit_rules"]
-        for louder in names
+        for louder in by_name
         if matches(louder, rule["source_matchers"])
-        for name in names
+        for name in by_name
         if matches(name, rule["target_matchers"])
     ]
     assert sorted(configured) == sorted(wanted)

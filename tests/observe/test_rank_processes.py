@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 
 from dlmon.observe import ranks
-from dlmon.observe.cgroups import of
 from dlmon.observe.ranks import Ranks
 from dlmon.observe.snapshot import Process
 from tests.jobs import JobStarter, wait_for
@@ -102,19 +101,3 @@ def test_who_is_gone_is_forgotten(run_job: JobStarter) -> None:
     assert looked.look(job.pid) == (Process(), False)
     looked.keep(())
     assert looked._known == {}
-
-
-def test_a_cgroup_is_read_once_for_all_and_kept_for_a_while(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = of(os.getpid()).path
-    if path is None:
-        pytest.skip("this system has no cgroups")
-    looked = Ranks()
-    first = looked.memory({path: os.getpid()})
-    assert set(first) == {path}
-    assert looked.memory({path: os.getpid()})[path] is first[path]
-    now = time.monotonic() + ranks.SELDOM_SECONDS
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    assert looked.memory({path: os.getpid()})[path] is not first[path]
-    assert looked.memory({}) == {}

@@ -19,7 +19,7 @@ from dlmon.gen.dashboards import board, palette, shared
 from dlmon.gen.dashboards.board import CELL, Row, label, to
 from dlmon.gen.dashboards.palette import ANY_IS_BAD, ANY_IS_NOTABLE, WAIT_RATIO
 from dlmon.gen.dashboards.panels import Look, query, stat, timeseries
-from dlmon.gen.dashboards.promql import ABNORMAL, RUNS, hours, increase, select, worst
+from dlmon.gen.dashboards.promql import ABNORMAL, RUNS, hours, increase, of_cgroups, select, worst
 from dlmon.gen.dashboards.tables import Column, table
 from dlmon.gen.rules import recording
 
@@ -223,7 +223,8 @@ def _troubles() -> list[Any]:
             Look(
                 "Workers that died",
                 "Workers that ended in another way than normal, by how. oom_kill: the cgroup's"
-                " memory ran out; sigbus: /dev/shm did; lost: the kernel did not tell.",
+                " memory ran out; sigbus: /dev/shm did; lost: the kernel did not tell. Without"
+                " sigterm, by which torch ends workers at a shutdown.",
                 "none",
                 no_value="no worker ended but in order",
             ),
@@ -231,7 +232,10 @@ def _troubles() -> list[Any]:
                 f"sum by (reason) ({increase(LOADER_WORKER_EXITS, RUNS, ABNORMAL)}) > 0",
                 "{{reason}}",
             ),
-            query(f"sum({increase(CGROUP_OOM_KILLS)}) > 0", "OOM kills in cgroups"),
+            query(
+                f"sum({of_cgroups(increase(CGROUP_OOM_KILLS), RUNS, lately=True)}) > 0",
+                "OOM kills in cgroups",
+            ),
             bars=True,
             stack="normal",
             colours={"oom_kill": palette.WORST, "OOM kills in cgroups": palette.BAD},

@@ -284,7 +284,8 @@ def _lifetimes() -> list[Any]:
                 "Restarts and deaths of workers",
                 "Workers started, and those that ended in another way than normal, by how. Starts"
                 " at every epoch: persistent_workers=True saves them. oom_kill: memory ran out;"
-                " sigbus: /dev/shm did; lost: the kernel did not tell.",
+                " sigbus: /dev/shm did; lost: the kernel did not tell. Without sigterm, by which"
+                " torch ends workers at a shutdown.",
                 "none",
                 width=8,
                 no_value=workers.NO_WORKERS,

@@ -16,6 +16,7 @@ from dlmon.catalog import (
     AGENT_VALUES_CLAMPED,
     CGROUP_MEMORY_ANON,
     CGROUP_MEMORY_LIMIT,
+    CGROUP_MEMORY_ROOM,
     CGROUP_MEMORY_WORKING_SET,
     CGROUP_OOM_KILLS,
     GPU_MEMORY_TOTAL,
@@ -72,14 +73,19 @@ def _agents() -> list[Any]:
         states(
             Look(
                 "Agents",
-                "Whether Prometheus could read each agent. Down, nothing below is known of its"
-                " node; jobs there run on, and their counters go on where they were.",
+                "Whether Prometheus could read each agent: each target of a job in which there was"
+                " one within the time range. Down, nothing below is known of its node; jobs there"
+                " run on, and their counters go on where they were.",
                 "none",
                 width=8,
                 height=4,
                 no_value="no agent is scraped by this Prometheus",
             ),
-            query(f"max by (instance) ({select(UP, *MINE)})", "{{instance}}"),
+            query(
+                f"max by (instance) ({select(UP, *MINE)} and on (job)"
+                f" avg_over_time({select(AGENT_BUILD_INFO, *MINE)}[$__range]))",
+                "{{instance}}",
+            ),
             mappings=palette.mapping({"1": ("up", palette.GOOD), "0": ("down", palette.WORST)}),
         ),
         stat(
@@ -165,7 +171,7 @@ def _gpus() -> list[Any]:
 def _memory() -> list[Any]:
     by = "by (instance, cgroup)"
     name = "{{instance}} {{cgroup}}"
-    anon, limit = select(CGROUP_MEMORY_ANON, *MINE), select(CGROUP_MEMORY_LIMIT, *MINE)
+    room, limit = select(CGROUP_MEMORY_ROOM, *MINE), select(CGROUP_MEMORY_LIMIT, *MINE)
     none = "no cgroup that ranks are in tells its memory"
     return [
         timeseries(
@@ -177,17 +183,18 @@ def _memory() -> list[Any]:
                 width=8,
                 no_value=none,
             ),
-            query(f"max {by} ({anon})", name),
+            query(f"max {by} ({select(CGROUP_MEMORY_ANON, *MINE)})", name),
         ),
         timeseries(
             Look(
                 "Of the limit",
-                "The same as a share of the cgroup's memory limit: at 100 % the kernel kills.",
+                "How full the memory limit is that leaves the cgroup the least room, its own or one"
+                " above it, by the same of all that it is for: at 100 % the kernel kills.",
                 "percentunit",
                 width=8,
                 no_value="no cgroup that ranks are in has a memory limit",
             ),
-            query(f"max {by} ({anon} / {limit})", name),
+            query(f"max {by} (1 - {room} / {limit})", name),
             steps=FULLNESS,
             top=1,
         ),

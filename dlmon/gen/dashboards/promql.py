@@ -16,8 +16,8 @@ LOADERS = 'loader=~"$loader"'
 INSTANCES = 'instance=~"$instance"'
 JOBS = 'job=~"$job"'
 
-ABNORMAL = 'reason!="normal"'
-"""Ends of workers that are deaths."""
+ABNORMAL = 'reason!~"normal|sigterm"'
+"""Ends of workers that are deaths; nearly all by SIGTERM are of those that torch ends."""
 
 ALERTS = "ALERTS"
 """The series that Prometheus makes of alerts that are pending or firing."""
@@ -74,7 +74,18 @@ def worst(count: int, selector: str) -> str:
     return f"{selector} and topk({count}, avg_over_time({selector}[$__range] @ end()))"
 
 
-def of_cgroups(metric: Metric, *matchers: str) -> str:
-    """Return a metric of the cgroups that ranks are in, once each."""
-    ranks = f"max by (instance, cgroup) ({select(RANK_INFO, *matchers)})"
-    return f"max by (instance, cgroup) ({metric.name}) and on (instance, cgroup) {ranks}"
+def of_cgroups(metric: Metric | str, *matchers: str, lately: bool = False) -> str:
+    """Return a metric of the cgroups that ranks are in, once each.
+
+    Args:
+        metric: One of the catalogue, or an expression of one.
+        matchers: Of the ranks.
+        lately: Also of those that were in it: a rank that is dead is in none.
+    """
+    name = metric if isinstance(metric, str) else metric.name
+    ranks = select(RANK_INFO, *matchers)
+    inside = f"max_over_time({ranks}[{RATE}])" if lately else ranks
+    return (
+        f"max by (instance, cgroup) ({name})"
+        f" and on (instance, cgroup) max by (instance, cgroup) ({inside})"
+    )

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlmon.catalog import (
-    CGROUP_MEMORY_ANON,
     CGROUP_MEMORY_LIMIT,
+    CGROUP_MEMORY_ROOM,
     RANK_CPU_SECONDS,
     RANK_CPU_THROTTLED_SECONDS,
     RANK_CPUS,
@@ -83,13 +83,14 @@ def _memory(mine: Sequence[str]) -> list[Any]:
             Look(
                 "Memory of cgroups, of their limit",
                 "What cannot be dropped (anonymous and shared memory, never page cache) of the"
-                " limit of the cgroups that ranks are in. At 100 % the kernel kills.",
+                " limit of the cgroups that ranks are in, or of the one above them that leaves the"
+                " least room. At 100 % the kernel kills.",
                 "percentunit",
                 width=8,
                 no_value="no cgroup of these ranks has a memory limit",
             ),
             query(
-                f"({of_cgroups(CGROUP_MEMORY_ANON, *mine)}) / "
+                f"1 - ({of_cgroups(CGROUP_MEMORY_ROOM, *mine)}) / "
                 f"({of_cgroups(CGROUP_MEMORY_LIMIT, *mine)})",
                 "{{cgroup}}",
             ),

@@ -32,7 +32,7 @@ _RANKS = (INSTANCE, *RANK_LABELS)
 _LOADERS = (INSTANCE, *LOADER_LABELS)
 _WORKERS = (INSTANCE, *WORKER_LABELS)
 _ORPHANS = asked(
-    f"max({catalog.RANK_ORPHAN_WORKERS.name}{{run=%q,rank=%q}})", RANK_LABELS, "humanize"
+    f"max({catalog.RANK_ORPHAN_WORKERS.name}{{instance=%q,run=%q,rank=%q}})", _RANKS, "humanize"
 )
 
 
@@ -40,22 +40,52 @@ def _worker_died() -> str:
     """Return the expression: found by the agent, with the reason where the counters tell one.
 
     Counters of a job that is over are gone within seconds, the finding stays. The time of the last
-    abnormal exit is in the segment: it tells of deaths that no agent was there to see.
+    abnormal exit is in the segment: it tells of deaths that no agent was there to see. An exit may
+    be counted a scrape after the finding: as another reason is another alert, the one without is
+    withheld for so long where there are counters to wait for.
     """
     dead = found(("worker_died",), _WORKERS, held=True)
-    exits = f"{catalog.LOADER_WORKER_EXITS.name}{{reason%s}}[{_KEPT}]"
-    telling, vague = (
-        aggregated("max", (*_LOADERS, "reason"), f"max_over_time({exits % matcher})")
-        for matcher in ('!~"normal|sigterm|lost"', '=~"sigterm|lost"')
-    )
-    on = ", ".join(_LOADERS)
+    on, worker = ", ".join(_LOADERS), ", ".join(_WORKERS)
+    telling, vague = _reasons('!~"normal|sigterm|lost"'), _reasons('=~"sigterm|lost"')
+    counters = aggregated("max", _LOADERS, catalog.LOADER_WORKER_EXITS.name)
+    waited = f'{catalog.FINDING.name}{{finding="worker_died"}}[{HOLD_SECONDS}s] offset 30s'
     unseen = aggregated("max", _LOADERS, f"time() - {catalog.LOADER_LAST_ABNORMAL_EXIT.name}")
     return (
         f"{dead}\n* on ({on}) group_left (reason)\n"
-        f"topk by ({on}) (1,\n  {telling} > 0\n  or on ({on})\n  {vague} > 0\n) ^ 0\n"
-        f"or on ({', '.join(_WORKERS)})\n{dead}\n"
-        f"or on ({on})\n{unseen} < {HOLD_SECONDS}"
+        f"topk by ({on}) (1,\n  {telling}\n  or on ({on})\n  {vague}\n) ^ 0\n"
+        f"or on ({worker})\n(\n  {dead}\n"
+        f"  unless on ({on}) {counters}\n"
+        f"  or on ({worker}) {dead} and on ({worker}) max_over_time({waited})\n)\n"
+        f"or on ({on})\n{unseen} < {HOLD_SECONDS}\nunless on ({on}) {dead}"
     )
+
+
+def _reasons(matcher: str) -> str:
+    """Return how often workers ended for each reason of these within `_KEPT`.
+
+    A counter that is above 0 when it is first seen has no increase: it counts as it is if it was
+    not there before. What others have counted since outweighs it: an agent that starts anew sees
+    what it had counted before.
+    """
+    labels, on = (*_LOADERS, "reason"), ", ".join(_LOADERS)
+    exits = f"{catalog.LOADER_WORKER_EXITS.name}{{reason{matcher}}}[{_KEPT}]"
+    grown = aggregated("max", labels, f"round(increase({exits}))")
+    seen = aggregated("max", labels, f"max_over_time({exits})")
+    before = aggregated("max", labels, f"count_over_time({exits} offset {_KEPT})")
+    return f"({grown} > 0\n  or on ({on}) ({seen} > 0 unless {before}))"
+
+
+def _rank_died() -> str:
+    """Return the expression: found by the agent, until the rank lives elsewhere and it was told.
+
+    The agent of a node that a rank has left keeps its dead, and knows nothing of the successor that
+    the rank has on another node.
+    """
+    ranks, successor = f"on ({', '.join(_RANKS)})", f"on ({', '.join(RANK_LABELS)})"
+    successor += f" {catalog.RANK_UP.name} == 1"
+    before = f'{catalog.FINDING.name}{{finding="rank_died"}} offset {HOLD_SECONDS}s'
+    dead = f"{found(('rank_died',), _RANKS, held=True)}\nunless {ranks} ({before} and {successor})"
+    return f"{kept('DlmonRankDied', _RANKS, dead)}\nunless {successor}"
 
 
 WORKER_DIED = Alert(
@@ -66,15 +96,17 @@ WORKER_DIED = Alert(
     expression=kept("DlmonWorkerDied", (*_WORKERS, "reason"), _worker_died()),
     lasting="0s",
     why=f"{_HELD} The reason is the one that its loader's exits have most of in the last hour,"
-    " sigterm and lost only where there is no other.",
+    " sigterm and lost only where there is no other. One that is not yet counted is waited for 30 s"
+    " at most.",
     meaning="A worker ended in another way than in order; torch raises in the loop.",
     summary=f"Died: {MAYBE_WORKER}{{{{ with $labels.reason }}}} ({{{{ . }}}}){{{{ end }}}}",
     description=(
         f"{ON}, {MAYBE_WORKER} died. Reason:"
         " {{ with $labels.reason }}{{ . }}{{ else }}not known{{ end }}; when: "
         + asked(
-            f"max(time() - {catalog.LOADER_LAST_ABNORMAL_EXIT.name}{{run=%q,rank=%q,loader=%q}})",
-            LOADER_LABELS,
+            f"max(time() - {catalog.LOADER_LAST_ABNORMAL_EXIT.name}"
+            "{instance=%q,run=%q,rank=%q,loader=%q})",
+            _LOADERS,
             "humanizeDuration",
             " ago",
         )
@@ -88,10 +120,11 @@ RANK_DIED = Alert(
     severity=Severity.CRITICAL,
     scope=Scope.RANK,
     labels=_RANKS,
-    expression=passed_on("DlmonRankDied", _RANKS, ("rank_died",), held=True),
+    expression=_rank_died(),
     lasting="0s",
     why=f"{_HELD} The agent finds it for an hour (`keep.dead_seconds`), or until another process is"
-    " this rank of this run; for 30 s at least, so that a restart does not come before a scrape.",
+    " this rank of this run; for 30 s at least, so that a restart does not come before a scrape. It"
+    " ends where the rank lives on another node, too: what that one suffers from is not silenced.",
     meaning="A training process ended without saying goodbye: it was killed, or crashed.",
     summary=f"Died: {RUN_AND_RANK}",
     description=(
@@ -116,9 +149,10 @@ ORPHAN_WORKERS = Alert(
         f"{ON}, workers of {RUN_AND_RANK} live on without their training process: {_ORPHANS}. They"
         " hold (RSS): "
         + asked(
-            f"sum({catalog.WORKER_RESIDENT_MEMORY.name}{{run=%q,rank=%q}})"
-            f" unless max({catalog.RANK_UP.name}{{run=%q,rank=%q}}) == 1",  # then it is its own
-            (*RANK_LABELS, *RANK_LABELS),
+            f"sum({catalog.WORKER_RESIDENT_MEMORY.name}{{instance=%q,run=%q,rank=%q}}) unless"
+            # then they are its own
+            f" max({catalog.RANK_UP.name}{{instance=%q,run=%q,rank=%q}}) == 1",
+            (*_RANKS, *_RANKS),
             "humanize1024",
             "B",
         )

@@ -13,8 +13,10 @@ it is about: `worker`, `loader`, `rank`, `cgroup`, `agent`) and the labels below
 apply is missing. Group by `run`: alerts about agents have none. `instance` is the agent's address,
 and missing where rates of a whole run are judged.
 
-An alert says less than those in the column *silenced by*, while these fire for the same `run` and
-`rank` (those of cgroups: the same `run`; those of agents: the same `instance`).
+An alert says less than those in the column *silenced by*, while these fire for the same `instance`,
+`run` and `rank`, as far as both have these labels; `DlmonWorkerMemoryLeak` for the same `loader`,
+too. So a rank that died on one node silences nothing of its successor on another, but alerts
+without `instance` for the five minutes for which its death is told.
 
 Most of them pass on what the agent has found ([findings.md](findings.md)), since it sees each
 loader every second and knows what is usual for it. Where an agent does not answer its series are

@@ -17,20 +17,32 @@ from dlmon.gen.rules.model import (
     kept,
     passed_on,
 )
-from dlmon.gen.rules.promql import aggregated
+from dlmon.gen.rules.promql import aggregated, happened
 
 _JUDGED = "The agent judges (docs/findings.md); a minute is four scrapes."
 _USS = catalog.WORKER_UNIQUE_MEMORY.name
-_ANON, _LIMIT = catalog.CGROUP_MEMORY_ANON.name, catalog.CGROUP_MEMORY_LIMIT.name
+_ROOM, _LIMIT = catalog.CGROUP_MEMORY_ROOM.name, catalog.CGROUP_MEMORY_LIMIT.name
 _LOADERS = (INSTANCE, *LOADER_LABELS)
 _RANKS = (INSTANCE, *RANK_LABELS)
 _MAYBE_RANK = "{{ with $labels.rank }}rank {{ . }} of {{ end }}run {{ $labels.run }}"
 _HELD_BY_WORKERS = asked(
-    f"sum({_USS}{{run=%q,rank=%q,loader=%q}})", LOADER_LABELS, "humanize1024", "B"
+    f"sum({_USS}{{instance=%q,run=%q,rank=%q,loader=%q}})", _LOADERS, "humanize1024", "B"
+)
+_HELD_BY_WORKER = asked(
+    f"max({_USS}{{instance=%q,run=%q,rank=%q,loader=%q,worker=%q}})",
+    (INSTANCE, *WORKER_LABELS),
+    "humanize1024",
+    "B",
 )
 _CGROUP = ("instance", "cgroup")
 _CGROUP_USES = (
-    asked(f"max({_ANON}{{instance=%q,cgroup=%q}})", _CGROUP, "humanize1024", "B")
+    asked(
+        f"max({_LIMIT}{{instance=%q,cgroup=%q}} - {_ROOM}"
+        f" or {catalog.CGROUP_MEMORY_ANON.name}{{instance=%q,cgroup=%q}})",
+        (*_CGROUP, *_CGROUP),
+        "humanize1024",
+        "B",
+    )
     + "; limit: "
     + asked(f"max({_LIMIT}{{instance=%q,cgroup=%q}})", _CGROUP, "humanize1024", "B")
 )
@@ -93,8 +105,8 @@ WORKER_MEMORY_EXPLOSION = Alert(
     " down with epochs; only after an hour, when caches are warm.",
     meaning="A worker's own memory (USS) has doubled within half an hour, by more than 1 GiB.",
     summary=f"Memory doubled in half an hour: {WORKER}",
-    description=f"{ON}, {WORKER} holds {{{{ $value | humanize1024 }}}}B of its own (USS), more than"
-    " twice as much as half an hour ago.",
+    description=f"{ON}, {WORKER} holds more than twice as much of its own (USS) as half an hour"
+    f" ago; now: {_HELD_BY_WORKER}.",
     silenced_by=("DlmonRankDied", "DlmonWorkerMemoryLeak"),
 )
 MEMORY_LIMIT_SOON = Alert(
@@ -112,7 +124,7 @@ MEMORY_LIMIT_SOON = Alert(
         f"{ON}, the cgroup of {_MAYBE_RANK} will reach its memory limit within the hour, or uses"
         " 95 % of it. In use now, page cache not counted: "
         + asked(
-            f"max({_ANON} / {_LIMIT}"
+            f"max(1 - {_ROOM} / {_LIMIT}"
             f" and on (instance, cgroup) {catalog.RANK_INFO.name}{{instance=%q,run=%q}})",
             ("instance", "run"),
             "humanizePercentage",
@@ -134,6 +146,9 @@ def _of_run(expression: str) -> str:
     )
 
 
+_WORKERS_KILLED = happened(
+    catalog.LOADER_WORKER_EXITS, (INSTANCE, "run"), "10m", 'reason="oom_kill"'
+)
 _AHEAD_SECONDS = 4 * 3600
 MEMORY_LIMIT_PREDICTED = Alert(
     name="DlmonMemoryLimitPredicted",
@@ -144,24 +159,31 @@ MEMORY_LIMIT_PREDICTED = Alert(
         "DlmonMemoryLimitPredicted",
         (INSTANCE, "run", "cgroup"),
         _of_run(
-            f"\n  predict_linear({_ANON}[1h], {_AHEAD_SECONDS})"
+            f"\n  1 - predict_linear({_ROOM}[1h], {_AHEAD_SECONDS})"
             f" / {_LIMIT} > 1\n"
-            f"  and predict_linear({_ANON}[15m], {_AHEAD_SECONDS}) > {_LIMIT}\n"
-            f"  and {_ANON} > 0.5 * {_LIMIT}\n"
-            f"  and {_ANON} offset 30m\n"
+            f"  and predict_linear({_ROOM}[15m], {_AHEAD_SECONDS}) < 0\n"
+            f"  and {_ROOM} < 0.5 * {_LIMIT}\n"
+            f"  and {_ROOM} offset 30m\n"
         ),
     ),
     lasting="15m",
     why="Four hours leave time to act. The line through the last hour and that through the last 15"
     " minutes must both reach the limit, and do so for 15 minutes: what loads its data grows fast"
     " and then stops. Below half of the limit a line says little, nor before half an hour of"
-    " points. Anonymous and shared memory, never page cache, which fills any limit.",
+    " points. Anonymous and shared memory, never page cache, which fills any limit; of all that the"
+    " limit is for, which may be that of a cgroup above, as of a job of several.",
     meaning="A cgroup that goes on like this will reach its memory limit within four hours.",
     summary="Out of memory within four hours: run {{ $labels.run }}",
     description=(
-        f"{ON}, cgroup {{{{ $labels.cgroup }}}} of run {{{{ $labels.run }}}} will need"
-        " {{ $value | humanizePercentage }} of its memory limit in four hours if it goes on like"
-        f" this. In use now, page cache not counted: {_CGROUP_USES}."
+        f"{ON}, cgroup {{{{ $labels.cgroup }}}} of run {{{{ $labels.run }}}} will need more than"
+        " its memory limit in four hours if it goes on like this; of the limit, by the last hour: "
+        + asked(
+            f"max(1 - predict_linear({_ROOM}{{instance=%q,cgroup=%q}}[1h], {_AHEAD_SECONDS})"
+            f" / {_LIMIT})",
+            _CGROUP,
+            "humanizePercentage",
+        )
+        + f". In use now, page cache not counted: {_CGROUP_USES}."
     ),
     silenced_by=("DlmonMemoryLimitSoon",),
 )
@@ -170,14 +192,19 @@ OOM_KILL = Alert(
     severity=Severity.CRITICAL,
     scope=Scope.CGROUP,
     labels=(INSTANCE, "run", "cgroup"),
-    expression=_of_run(f"round(increase({catalog.CGROUP_OOM_KILLS.name}[10m])) > 0"),
+    expression=(
+        f"{_of_run(f'round(increase({catalog.CGROUP_OOM_KILLS.name}[10m])) > 0')}\n"
+        f"or on ({INSTANCE}, run)\n({_WORKERS_KILLED})"
+    ),
     lasting="0s",
-    why="An event: told for ten minutes. What a cgroup counted before its first scrape is not told;"
-    " who died of it then is (DlmonWorkerDied, DlmonRankDied).",
+    why="An event: told for ten minutes. What a cgroup counted before its first scrape is not told,"
+    " but that a worker died of it. The cgroup of a dead rank is shown for as long as the rank, and"
+    " that of a job which ended of the kill for a minute.",
     meaning="The kernel killed a process in a cgroup because it was out of memory.",
     summary="OOM kill in a cgroup of run {{ $labels.run }}",
     description=(
-        f"{ON}, the kernel killed processes of cgroup {{{{ $labels.cgroup }}}} of run"
+        f"{ON}, the kernel killed processes of"
+        " {{ with $labels.cgroup }}cgroup {{ . }}{{ else }}a cgroup{{ end }} of run"
         " {{ $labels.run }} for lack of memory ({{ $value | humanize }} in ten minutes). In use"
         f" now, page cache not counted: {_CGROUP_USES}."
     ),
@@ -196,13 +223,17 @@ SHM_NEARLY_FULL = Alert(
     description=(
         f"{ON}, the /dev/shm that {RUN_AND_RANK} sees is nearly full; in use: "
         + asked(
-            f"max({catalog.RANK_SHM_USED.name}{{run=%q,rank=%q}} / {catalog.RANK_SHM_SIZE.name})",
-            RANK_LABELS,
+            f"max({catalog.RANK_SHM_USED.name}{{instance=%q,run=%q,rank=%q}}"
+            f" / {catalog.RANK_SHM_SIZE.name})",
+            _RANKS,
             "humanizePercentage",
         )
         + " of "
         + asked(
-            f"max({catalog.RANK_SHM_SIZE.name}{{run=%q,rank=%q}})", RANK_LABELS, "humanize1024", "B"
+            f"max({catalog.RANK_SHM_SIZE.name}{{instance=%q,run=%q,rank=%q}})",
+            _RANKS,
+            "humanize1024",
+            "B",
         )
         + ". Workers that find it full die of SIGBUS."
     ),
@@ -230,9 +261,13 @@ FILES_NEARLY_EXHAUSTED = Alert(
     description=(
         f"{ON}, {_MAYBE_LOADER}{RUN_AND_RANK} has more than 90 % of the descriptors open that it"
         " may have; the training process has "
-        + asked(f"max({catalog.RANK_OPEN_FDS.name}{{run=%q,rank=%q}})", RANK_LABELS, "humanize")
+        + asked(
+            f"max({catalog.RANK_OPEN_FDS.name}{{instance=%q,run=%q,rank=%q}})", _RANKS, "humanize"
+        )
         + " of "
-        + asked(f"max({catalog.RANK_MAX_FDS.name}{{run=%q,rank=%q}})", RANK_LABELS, "humanize")
+        + asked(
+            f"max({catalog.RANK_MAX_FDS.name}{{instance=%q,run=%q,rank=%q}})", _RANKS, "humanize"
+        )
         + ". At the limit opening a file, or receiving a batch, fails."
     ),
     findings=("open_files_nearly_exhausted",),

@@ -54,7 +54,8 @@ class Alert:
         meaning: What it says, one sentence.
         summary, description: Templates, with the labels and what is the case now.
         findings: Those that it passes on.
-        silenced_by: Alerts about the same that say more; same: instance, or run and rank.
+        silenced_by: Alerts about the same that say more: instance, run and rank are, as far as both
+            have them; of a leak the loader is, too.
     """
 
     name: str
@@ -142,14 +143,14 @@ ON = "On {{ $labels.instance }}"
 FINDING = "{{ $labels.finding }}"
 
 LAST_BATCH_OF_LOADER = asked(
-    f"max(time() - {catalog.LOADER_LAST_DELIVERY.name}{{run=%q,rank=%q,loader=%q}})",
-    catalog.LOADER_LABELS,
+    f"max(time() - {catalog.LOADER_LAST_DELIVERY.name}{{instance=%q,run=%q,rank=%q,loader=%q}})",
+    (INSTANCE, *catalog.LOADER_LABELS),
     "humanizeDuration",
     " ago",
 )
 LAST_BATCH_OF_RANK = asked(
-    f"min(time() - {catalog.LOADER_LAST_DELIVERY.name}{{run=%q,rank=%q}})",
-    catalog.RANK_LABELS,
+    f"min(time() - {catalog.LOADER_LAST_DELIVERY.name}{{instance=%q,run=%q,rank=%q}})",
+    (INSTANCE, *catalog.RANK_LABELS),
     "humanizeDuration",
     " ago",
 )

@@ -18,6 +18,10 @@ WINDOW = "5m"
 
 RUN_LABELS = ("run",)
 
+_LIVING = f"and on (instance, run, rank) {catalog.RANK_UP.name} == 1"
+"""Of ranks that live. The last phase, queue and workers of a dead one are shown for as long as it
+is kept, also while its successor on another node has the same run and rank."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
@@ -72,12 +76,13 @@ LOADER_WAIT_RATIO = Recording(
 LOADERS_ACTIVE = Recording(
     "rank:dlmon_loaders_active:count",
     RANK_LABELS,
-    aggregated(
-        "count",
-        RANK_LABELS,
-        f"{catalog.LOADER_PHASE.name} == {Phase.WAIT.value}"
-        f" or {catalog.LOADER_PHASE.name} == {Phase.STEP.value}",
-    ),
+    "max by (run, rank) (\n"
+    "  count by (instance, run, rank) (\n"
+    f"    ({catalog.LOADER_PHASE.name} == {Phase.WAIT.value}"
+    f" or {catalog.LOADER_PHASE.name} == {Phase.STEP.value})\n"
+    f"    {_LIVING}\n"
+    "  )\n"
+    ")",
     "Loaders of a rank in wait or step at this moment: 2 where two are zipped, 1 where one follows"
     " or pauses the other; none where there is none.",
 )
@@ -146,7 +151,7 @@ RANK_GPU_UTILIZATION_WAITING_NOW = Recording(
     "rank:dlmon_gpu_utilization_waiting:ratio",
     RANK_LABELS,
     f"{RANK_GPU_UTILIZATION_NOW.name}\n"
-    f"and on (run, rank) ({catalog.LOADER_PHASE.name} == {Phase.WAIT.value})",
+    f"and on (run, rank) ({catalog.LOADER_PHASE.name} == {Phase.WAIT.value} {_LIVING})",
     "Mean utilisation of a rank's GPUs now, if it is blocked in `next()` now.",
 )
 RANK_GPU_UTILIZATION_WAITING = Recording(
@@ -188,16 +193,17 @@ LOADER_FILL = Recording(
     "sum by (run, rank, loader) (\n"
     f"  {catalog.LOADER_READY.name}\n"
     f"  and {catalog.LOADER_PHASE.name} > {Phase.IDLE.value}\n"
-    f"  and on (run, rank) {catalog.RANK_UP.name} == 1\n"
+    f"  {_LIVING}\n"
     ")\n"
     "/\n"
-    f"({aggregated('sum', LOADER_LABELS, catalog.LOADER_CAPACITY.name)} > 0)",
+    f"({aggregated('sum', LOADER_LABELS, f'{catalog.LOADER_CAPACITY.name} {_LIVING}')} > 0)",
     "ready / capacity: 0 the loop has to wait, 1 the loop is the slower side. None while it does"
     " not iterate, and without workers.",
 )
 LOADER_FETCH_P50 = _quantile(0.5)
 LOADER_FETCH_P95 = _quantile(0.95)
 LOADER_FETCH_P99 = _quantile(0.99)
+_LIVING_WORKERS = f"{catalog.WORKER_FETCH_SECONDS.name} {_LIVING}"
 LOADER_WORKER_UTILIZATION = Recording(
     f"loader:dlmon_worker_utilization:ratio_rate{WINDOW}",
     LOADER_LABELS,
@@ -205,7 +211,7 @@ LOADER_WORKER_UTILIZATION = Recording(
     f"  {aggregated('sum', LOADER_LABELS, rate(catalog.WORKER_FETCH_SECONDS, WINDOW))}\n"
     "  / (\n"
     f"    ({aggregated('sum', LOADER_LABELS, rate(catalog.LOADER_TIME, WINDOW))} > 0)\n"
-    f"    * {aggregated('count', LOADER_LABELS, catalog.WORKER_FETCH_SECONDS.name)}\n"
+    f"    * {aggregated('count', LOADER_LABELS, _LIVING_WORKERS)}\n"
     "  ),\n"
     "  1\n"
     ")",
