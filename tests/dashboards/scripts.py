@@ -42,6 +42,7 @@ HEALTHY = """
 """
 
 FAULTY = """
+    import signal
     import time
 
     import dlmon
@@ -83,10 +84,14 @@ FAULTY = """
         bad = dlmon.name(DataLoader(Bad(), num_workers=1), "bad")
         late = dlmon.name(DataLoader(Stuck(), num_workers=1, timeout=1), "late")
         try:
-            while True:
-                for batch in killed:
-                    pass
-        except RuntimeError as error:  # never iterated again: so its finding stays
+            try:
+                while True:
+                    for batch in killed:
+                        pass
+            except (RuntimeError, OSError, EOFError) as error:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                print(error, flush=True)  # never iterated again: so its finding stays
+        except RuntimeError as error:  # torch's handler of SIGCHLD, when there was an error already
             print(error, flush=True)
         while True:
             for number, batch in enumerate(left):

@@ -60,18 +60,27 @@ JOB = """
             return torch.tensor(index)
 
 
+    def named(**options):
+        return dlmon.name(DataLoader(Samples(), batch_size=10, num_workers=2, **options), "train")
+
+
     def main():
         begun = time.monotonic()
-        train = DataLoader(Samples(), batch_size=10, num_workers=2, persistent_workers=True)
-        dlmon.name(train, "train")
-        while not os.path.exists(FAULT + ".end"):
+        train = named(persistent_workers=True)
+        while True:
             try:
-                for _ in train:
-                    if FAULT == "short" and time.monotonic() - begun > 3:
-                        os.kill(os.getpid(), signal.SIGKILL)
-            except (RuntimeError, OSError, EOFError) as error:  # a worker was killed
+                try:
+                    while not os.path.exists(FAULT + ".end"):
+                        for _ in train:
+                            if FAULT == "short" and time.monotonic() - begun > 3:
+                                os.kill(os.getpid(), signal.SIGKILL)
+                    return
+                except (RuntimeError, OSError, EOFError) as error:  # a worker was killed
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    print(error, flush=True)
+            except RuntimeError as error:  # torch's handler of SIGCHLD, when it was known already
                 print(error, flush=True)
-                train = dlmon.name(DataLoader(Samples(), batch_size=10, num_workers=2), "train")
+            train = named()
 
 
     if __name__ == "__main__":
