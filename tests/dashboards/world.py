@@ -8,7 +8,6 @@ import math
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from tests.dashboards.scripts import (
 )
 from tests.jobs import Job, JobStarter, wait_for
 from tests.memory_cgroups import memory_cgroup
+from tests.ports import free_ports
 
 NVML = ROOT / "tests" / "observe" / "nvml" / "fake_nvml.c"
 RULES = ROOT / "deploy" / "prometheus" / "rules"
@@ -92,9 +92,7 @@ class Prometheus:
             ],
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "prometheus.log"
         self.began = time.time()

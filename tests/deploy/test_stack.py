@@ -18,18 +18,15 @@ import pytest
 
 from tests.conftest import ROOT, require_tool
 from tests.jobs import wait_for
+from tests.ports import free_ports
 from tools.stack import configuration
 from tools.stack.__main__ import main
 
 PORTS = ("--prometheus-port", "--alertmanager-port", "--agent-port")
 
 
-def free_ports() -> list[str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-    ports = [str(server.getsockname()[1]) for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
+def free() -> list[str]:
+    return [str(port) for port in free_ports(len(PORTS))]
 
 
 def options(ports: list[str]) -> list[str]:
@@ -41,7 +38,7 @@ def test_a_port_in_use_is_named_with_the_option_that_chooses_another(
     capsys: pytest.CaptureFixture[str], taken: int
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        ports = free_ports()
+        ports = free()
         ports[taken] = str(server.getsockname()[1])
         assert main(options(ports)) == 2
     said = capsys.readouterr().err
@@ -70,7 +67,7 @@ def test_a_server_that_cannot_start_shows_its_reason(
     (shipped / "alertmanager" / "alertmanager.yml").write_text("receivers: [{name: default}]\n")
     (shipped / "prometheus" / "prometheus.yml").write_text("no_such_key: 1\n")
     monkeypatch.setattr(configuration, "DEPLOY", shipped)
-    assert main(options(free_ports())) == 1
+    assert main(options(free())) == 1
     said = capfd.readouterr().err
     assert "prometheus ended by itself: status" in said
     assert "no_such_key" in said
@@ -80,7 +77,7 @@ def test_a_server_that_cannot_start_shows_its_reason(
 def test_it_scrapes_the_demo_and_leaves_nothing_behind(tmp_path: Path) -> None:
     for tool in ("prometheus", "alertmanager"):
         require_tool(tool)
-    ports = free_ports()
+    ports = free()
     log = tmp_path / "log"
     with log.open("wb") as output:
         stack = subprocess.Popen(

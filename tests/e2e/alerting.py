@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from tests.agents import Agent, running
 from tests.conftest import require_tool
 from tests.jobs import wait_for
+from tests.ports import HOST, free_ports
 from tools.stack import configuration, servers
 from tools.stack.notifications import Alert, Receiver
 
@@ -58,7 +58,7 @@ def stack(folder: Path, *agent: str) -> Iterator[tuple[Agent, Told]]:
     with contextlib.ExitStack() as ending:
         receiver = ending.enter_context(contextlib.closing(Receiver(told.take)))
         watching = ending.enter_context(running(*agent))
-        addresses = free_address(), free_address()
+        addresses = [f"{HOST}:{port}" for port in free_ports(2)]
         place = configuration.Place(
             agents=[watching.url.removeprefix("http://")],
             alertmanager=addresses[1],
@@ -71,11 +71,6 @@ def stack(folder: Path, *agent: str) -> Iterator[tuple[Agent, Told]]:
         ):
             ending.enter_context(server(command, file, address))
         yield watching, told
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @contextlib.contextmanager
