@@ -57,7 +57,7 @@ def loading(happen: Callable[[], object] | None = None, **options: Any) -> Any:
 
 def loop(loader: Any) -> None:
     for _ in loader:
-        time.sleep(0.001)
+        time.sleep(0.02)  # longer than the wait for a batch: no loader is starved
 
 
 def healthy(_: str) -> None:

@@ -6,7 +6,6 @@ ones, with every duration divided by the same number.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import shutil
@@ -29,7 +28,7 @@ CONFIG = """
 interval_seconds: 0.5
 web: {listen_address: "127.0.0.1:0"}
 metrics: {per_worker: @DETAIL@}
-hangs: {floor_seconds: 2, ceiling_seconds: 4}
+hangs: {floor_seconds: 2, ceiling_seconds: 8}
 memory: {pss_interval_seconds: 1, pss_cpu_budget_ratio: 0.1}
 keep: {dead_seconds: 25}
 """
@@ -54,7 +53,7 @@ JOB = """
             return 400
 
         def __getitem__(self, index):
-            time.sleep(0.01)
+            time.sleep(0.005)
             if FAULT == "leak" and len(self.kept) < 6000:
                 self.kept.append(bytearray(b"x") * 200_000)
             return torch.tensor(index)
@@ -72,6 +71,7 @@ JOB = """
                 try:
                     while not os.path.exists(FAULT + ".end"):
                         for _ in train:
+                            time.sleep(0.05)  # longer than its wait: no loader is starved
                             if FAULT == "short" and time.monotonic() - begun > 3:
                                 os.kill(os.getpid(), signal.SIGKILL)
                     return
@@ -134,6 +134,7 @@ FAULTS = {
         "DlmonRankDied", "critical", {}, r"rank 0 of run short died without saying goodbye"
     ),
 }
+HUNG = ("endless_read", "alone")
 FIRING_SECONDS = 120.0
 RESOLVED_SECONDS = 120.0
 
@@ -151,24 +152,31 @@ class Story:
         self._jobs = jobs
 
     def happen(self) -> None:
-        """Cause what does not happen by itself, and wait until all of it is told."""
+        """Cause what does not happen by itself, and wait until all of it is told.
+
+        Who hangs goes on as soon as that is told: who waits for too long is starved, too.
+        """
         wait_for(lambda: self._scene.batches("killed", 1) > 10, "batches")
         os.kill(self._scene.workers("killed")[1]["pid"], signal.SIGKILL)
-        self._wait("firing", FIRING_SECONDS)
+        for run in FAULTS:
+            self._wait(run, "firing", FIRING_SECONDS)
+            if run in HUNG:
+                self._scene.go_on(run)
 
     def end(self) -> None:
         """Let all of it end, and wait until that is told."""
-        for run in ("endless_read", "alone"):
-            self._scene.go_on(run)
         (self._scene.folder / "leak.end").touch()
         self._jobs["leak"].finish()
-        self._wait("resolved", RESOLVED_SECONDS)
+        for run in FAULTS:
+            self._wait(run, "resolved", RESOLVED_SECONDS)
 
-    def _wait(self, status: str, deadline: float) -> None:
-        for run, fault in FAULTS.items():
-            one = functools.partial(lambda run, name: name in self.told.about(run, status))
-            said = functools.partial(one, run, fault.alert)
-            wait_for(said, f"{fault.alert} {status} of {run}", deadline=deadline)
+    def _wait(self, run: str, status: str, deadline: float) -> None:
+        name = FAULTS[run].alert
+        wait_for(
+            lambda: name in self.told.about(run, status),
+            f"{name} {status} of {run}",
+            deadline=deadline,
+        )
 
 
 @pytest.fixture(scope="module", params=["full", "lean"])
@@ -182,10 +190,10 @@ def story(
     starter = JobStarter(folder, segments)
     try:
         with stack(folder, "--config", str(config), "--dir", str(segments)) as (agent, told):
-            names = [run for run in FAULTS if run not in ("endless_read", "alone")]
+            names = [run for run in FAULTS if run not in HUNG]
             jobs = {run: starter(JOB, name=f"{run}.py") for run in (*names, "healthy")}
-            make_fifos(folder, "endless_read", "alone")
-            starter(source(folder, "endless_read", "alone"))
+            make_fifos(folder, *HUNG)
+            starter(source(folder, *HUNG))
             story = Story(Scene(agent, folder, HANGING, []), jobs, told)
             story.happen()
             story.end()
