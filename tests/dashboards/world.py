@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -49,6 +50,12 @@ GIB = 1 << 30
 
 SCRAPE_SECONDS = 3
 """Seldom enough for an agent on a busy machine to answer in time."""
+
+BEFORE_MS, BEHIND_MS = 500, 200
+"""A scrape that begins so long before or behind an evaluation may be seen by it, or not."""
+
+TRIES = 8
+"""To find ports whose scrapes are far from evaluations: three in four are."""
 
 LIMIT = 2 * GIB
 MEMORY_CGROUPS = os.access(memory_cgroups.ROOT / "cgroup.procs", os.W_OK)
@@ -258,14 +265,10 @@ def world(folder: Path) -> Iterator[World]:
         script = folder / "troubled.py"
         script.write_text(textwrap.dedent(TROUBLED_AGENT))
         troubled = stack.enter_context(_agent(folder / "troubled.yml", other, script, loaders=1))
-        relays = [Relay(one) for one in (agent, troubled)]
-        for relay in relays:
-            stack.callback(relay.close)
-            wait_for(relay.agent.ready, "an agent that has looked")
+        for one in (agent, troubled):
+            wait_for(one.ready, "an agent that has looked")
+        prometheus, relays = _scraping(stack, program, folder, [agent, troubled])
         targets = [relay.target for relay in relays]
-        prometheus = Prometheus(program, folder, targets)
-        stack.callback(prometheus.close)
-        wait_for(prometheus.ready, "Prometheus ready")
         made = World(agent, prometheus, dict(zip(targets, relays, strict=True)))
         jobs(UNOBSERVED, name="unobserved.py", env={"DLMON_DISABLE": "1"})
         gone = jobs(GONE)
@@ -276,6 +279,59 @@ def world(folder: Path) -> Iterator[World]:
         (directory / "broken.seg").write_text("this is no segment")
         jobs(STRANGE, env={"DLMON_DIR": str(other), "DLMON_STRICT": None})
         yield made
+
+
+def _scraping(
+    stack: contextlib.ExitStack, program: Path, folder: Path, agents: Sequence[Agent]
+) -> tuple[Prometheus, list[Relay]]:
+    """Start Prometheus and a relay in front of each agent, none scraped when rules are evaluated.
+
+    Rules of a group come one after another, and Prometheus does not tell when the later ones do: so
+    nobody knows if they see what comes meanwhile. It is a target's address that decides when in an
+    interval it is scraped, each time: where that is too close, the relay gets another port.
+    """
+    relays = [_relay(stack, agent) for agent in agents]
+    for number in range(1, TRIES + 1):
+        place = folder / f"prometheus-{number}"
+        place.mkdir()
+        prometheus = Prometheus(program, place, [relay.target for relay in relays])
+        stack.callback(prometheus.close)
+        wait_for(prometheus.ready, "Prometheus ready")
+        rounds = functools.partial(_after_an_evaluation, prometheus, relays)
+        after = wait_for(rounds, "scrapes and evaluations")
+        close = [any(map(_is_close, after[relay.target])) for relay in relays]
+        if not any(close):
+            break
+        if number < TRIES:
+            prometheus.close()
+            relays = [
+                _relay(stack, relay.agent) if is_close else relay
+                for relay, is_close in zip(relays, close, strict=True)
+            ]
+    return prometheus, relays
+
+
+def _after_an_evaluation(prometheus: Prometheus, relays: Sequence[Relay]) -> dict[str, list[int]]:
+    """How long after an evaluation each target was scraped, in ms; {} before there were two."""
+    evaluations = prometheus.times(RULES_OF_RECORDING).get("", [])
+    scrapes = prometheus.times("up")
+    if len(evaluations) < 2 or any(len(scrapes.get(one.target, [])) < 2 for one in relays):
+        return {}
+    interval = SCRAPE_SECONDS * 1000
+    return {
+        target: [(time - evaluations[-1]) % interval for time in times]
+        for target, times in scrapes.items()
+    }
+
+
+def _is_close(after: int) -> bool:
+    return after <= BEHIND_MS or after >= SCRAPE_SECONDS * 1000 - BEFORE_MS
+
+
+def _relay(stack: contextlib.ExitStack, agent: Agent) -> Relay:
+    relay = Relay(agent)
+    stack.callback(relay.close)
+    return relay
 
 
 def _in_memory() -> tempfile.TemporaryDirectory[str]:
