@@ -26,6 +26,15 @@ AT = 60
 """The sample at which it happens: enough has been fetched by then to know what is usual."""
 
 folder, library = sys.argv[1:3]
+waiting: list[int] = []
+"""Where the next run waits for this one to begin."""
+
+
+def has_begun() -> None:
+    """Say that there is a batch: of many runs that start at once a healthy one may seem to hang."""
+    while waiting:
+        os.write(at := waiting.pop(), b"\n")
+        os.close(at)
 
 
 def fifo(name: str) -> int:
@@ -57,6 +66,7 @@ def loading(happen: Callable[[], object] | None = None, **options: Any) -> Any:
 
 def loop(loader: Any) -> None:
     for _ in loader:
+        has_begun()
         time.sleep(0.02)  # longer than the wait for a batch: no loader is starved
 
 
@@ -74,6 +84,7 @@ def healthy(_: str) -> None:
     val = dlmon.name(DataLoader(Numbers(length=40), num_workers=1), "val")
     while True:
         for number, _batch in enumerate(train):
+            has_begun()
             if number == 150:
                 for _batch in val:
                     time.sleep(0.02)
@@ -113,6 +124,7 @@ def varied(name: str) -> None:
 
 def irregular_epoch(train: Any, val: Any, draw: random.Random) -> None:
     for number, _batch in enumerate(train):
+        has_begun()
         time.sleep(draw.lognormvariate(0, 1.0) * 0.004)
         if number == 40:
             loop(val)
@@ -182,6 +194,7 @@ def gil_between(name: str) -> None:
 
     loader = loading(worker_init_fn=begins, collate_fn=lambda samples: int(samples[0]))
     for number in loader:
+        has_begun()
         if number == AT:
             time.sleep(0.5)  # whereupon all is fetched that was asked for
             os.write(now, b"\n")
@@ -219,6 +232,7 @@ def unpicklable(_: str) -> None:
 def step(name: str) -> None:
     at = fifo(name)
     for number, _batch in enumerate(loading()):
+        has_begun()
         if number == AT:
             os.read(at, 1)  # GUILTY step
 
@@ -271,6 +285,7 @@ def pin_thread(_: str) -> None:
     with accelerator():
         loader = loading(pin_memory=True, collate_fn=lambda samples: Batch(int(samples[0])))
         for number, _batch in enumerate(loader):
+            has_begun()
             time.sleep(0.05 if number < AT else 0.001)  # so that the thread is seen while it lives
 
 
@@ -287,9 +302,15 @@ def main() -> None:
     children = []
     for run in sys.argv[3:]:
         for rank in range(2 if run == "ranks" else 1):
+            begun, begins = os.pipe()
             if pid := os.fork():
                 children.append(pid)
+                os.close(begins)
+                os.read(begun, 1)
+                os.close(begun)
                 continue
+            os.close(begun)
+            waiting.append(begins)
             os.environ["RANK"] = str(rank)
             dlmon.instrument(run=run, rank=rank)
             globals()[run.partition("-")[0]](run)
