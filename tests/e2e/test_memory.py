@@ -48,7 +48,8 @@ JOB = """
 
     class Objects(Rows):
         def __init__(self):
-            self.rows = [{"text": bytes(2000), "label": i} for i in range(100 * SAMPLES)]
+            size = 2000 if PERSISTENT else 4000  # what a fresh worker copies goes with its epoch
+            self.rows = [{"text": bytes(size), "label": i} for i in range(100 * SAMPLES)]
 
         def take(self, index):  # each look at an object writes its reference count
             return sum(row["label"] for row in self.rows[100 * index :][:100] if row["text"])
