@@ -17,6 +17,7 @@ import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -96,21 +97,26 @@ class Listing:
 def on_terminal(directory: Path, columns: int, **env: str) -> list[str]:
     """The lines `dlmon ps` writes to a terminal that is so many columns wide."""
     ours, theirs = pty.openpty()
-    try:
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
-        environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
-        subprocess.run(
-            [sys.executable, "-m", "dlmon", "ps", "--dir", str(directory)],
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            env={**environment, "TERM": "xterm", **env},
-            timeout=60,
-            check=True,
-        )
-        return os.read(ours, 1 << 16).decode().splitlines()
-    finally:
-        os.close(ours)
-        os.close(theirs)
+    with os.fdopen(ours, "rb", 0) as terminal:
+        with os.fdopen(theirs, "wb", 0) as program:
+            fcntl.ioctl(program, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+            environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
+            subprocess.run(
+                [sys.executable, "-m", "dlmon", "ps", "--dir", str(directory)],
+                stdin=subprocess.DEVNULL,
+                stdout=program,
+                env={**environment, "TERM": "xterm", **env},
+                timeout=60,
+                check=True,
+            )
+        return b"".join(_until_hung_up(terminal)).decode().splitlines()
+
+
+def _until_hung_up(terminal: IO[bytes]) -> Iterator[bytes]:
+    """What is written to a terminal, which comes after a moment, until nobody can write more."""
+    with contextlib.suppress(OSError):  # EIO: nobody
+        while part := terminal.read(1 << 16):
+            yield part
 
 
 # ── A running job ────────────────────────────────────────────────────────────────────────────────
