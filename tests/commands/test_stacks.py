@@ -171,12 +171,9 @@ def test_what_is_not_permitted_is_said_with_what_it_needs(stuck: Job, py_spy: Fa
     assert "CAP_SYS_PTRACE" in stack.trouble
 
 
-def test_a_py_spy_that_hangs_is_ended_with_all_it_started(
-    py_spy: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(stacks, "LIMIT_SECONDS", 0.5)
+def test_a_py_spy_that_hangs_is_ended_with_all_it_started(py_spy: Fake, tmp_path: Path) -> None:
     py_spy(f"sleep 600 & echo $! > {tmp_path}/child; wait")
-    assert stacks.take(os.getpid()).trouble == "py-spy did not end within 0.5 s"
+    assert stacks.take(os.getpid()).trouble == "py-spy did not end within 5 s"
     child = (tmp_path / "child").read_text().strip()
     wait_for(lambda: not _lives(child), "end of what it started")
 
