@@ -54,6 +54,15 @@ def wait_for(
     return result
 
 
+def open_files(pid: int) -> set[str]:
+    """Return what a process has open, as `/proc` names it."""
+    names = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            names.add(os.readlink(link))
+    return names
+
+
 class Job:
     """A Python script running in a process group of its own.
 

@@ -20,7 +20,7 @@ from dlmon.observe import containers
 from dlmon.observe.containers import Containers
 from tests.agent.samples import make_rank
 from tests.agents import Agent, running
-from tests.jobs import JobStarter, wait_for
+from tests.jobs import JobStarter, open_files, wait_for
 
 JOB = """
     import sys
@@ -237,8 +237,7 @@ def test_a_container_that_ends_leaves_its_last_words_and_no_file_open(
 
 def open_segments(pid: int) -> list[str]:
     """The segments, and directories with some, that a process has open: they keep a tmpfs alive."""
-    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
-    return [link for link in links if "/dlt-" in link and ".lock" not in link]
+    return [name for name in open_files(pid) if "/dlt-" in name and ".lock" not in name]
 
 
 @pytest.mark.slow
