@@ -9,14 +9,21 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from tests.jobs import DEADLINE_SECONDS, Job, JobStarter, wait_for
 
 FREE = "--serve=127.0.0.1:0"
 """With an agent beside it, on any free port: other tests have theirs."""
+
+DLMON = (sys.executable, "-m", "dlmon")
+"""The command, as a user starts it."""
+
+PATIENT = (sys.executable, str(Path(__file__).with_name("patient.py")))
+"""The same, but that it waits for its agent for as long as a test does."""
 
 AT = r"dlmon: agent at http://127\.0\.0\.1:\d+/\n"
 """What a job with FREE writes first."""
@@ -83,10 +90,11 @@ def dlmon(
     stdin: str = "",
     env: Mapping[str, str] | None = None,
     status: int = 0,
+    command: Sequence[str] = DLMON,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end, which must be with `status`."""
     result = subprocess.run(
-        [sys.executable, "-m", "dlmon", *words],
+        [*command, *words],
         cwd=cwd,
         input=stdin,
         env={**os.environ, **(env or {})},
@@ -97,6 +105,10 @@ def dlmon(
     )
     assert result.returncode == status, result.stdout + result.stderr
     return result
+
+
+beside = partial(dlmon, "run", command=PATIENT)
+"""Run a job beside an agent, both of which have all the time they need."""
 
 
 def seen(
@@ -123,7 +135,8 @@ def seen(
 def launch(run_job: JobStarter, *words: str, env: Mapping[str, str | None] | None = None) -> Job:
     """Start `dlmon run` with these words: the process becomes the job."""
     return run_job(
-        f"import sys\nfrom dlmon.cli import main\nsys.exit(main(['run', *{list(words)!r}]))\n",
+        f"import runpy, sys\nsys.argv[1:] = {['run', *words]!r}\n"
+        f"runpy.run_path({PATIENT[-1]!r}, run_name='__main__')\n",
         env=env,
     )
 

@@ -18,11 +18,14 @@ import pytest
 from dlmon.commands.run import spelled_out
 from tests.commands.launching import (
     AT,
+    DLMON,
     FREE,
     LOADER,
+    PATIENT,
     STATE,
     agents,
     announced,
+    beside,
     dlmon,
     fetch,
     is_empty,
@@ -75,7 +78,7 @@ def test_a_word_after_serve_is_its_address_only_if_it_has_the_form_of_one(
 )
 def test_a_job_gets_its_own_words(options: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text("import sys; print(sys.argv)")
-    result = dlmon("run", *options.split(), "job.py", "--serve", "a:1", cwd=tmp_path)
+    result = beside(*options.split(), "job.py", "--serve", "a:1", cwd=tmp_path)
     assert result.stdout == "['job.py', '--serve', 'a:1']\n"
     assert result.stderr.startswith("dlmon: agent at http://")
 
@@ -124,7 +127,7 @@ def test_an_address_it_cannot_have_costs_the_job_one_line(
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = f"127.0.0.1:{server.getsockname()[1]}"
         (tmp_path / "job.py").write_text("print('fine'); raise SystemExit(3)")
-        result = dlmon("run", "--serve", taken, "job.py", cwd=tmp_path, status=3)
+        result = beside("--serve", taken, "job.py", cwd=tmp_path, status=3)
     assert result.stdout == "fine\n"
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"dlmon: no agent: cannot listen on {taken}: Address already in use")
@@ -138,9 +141,8 @@ def test_an_address_it_cannot_have_costs_the_job_one_line(
 
 def test_a_job_sees_what_it_would_have_seen_without_an_agent(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(STATE)
-    words = [sys.executable, "-m", "dlmon", "run"]
-    expected = seen([*words, "job.py"], tmp_path)
-    found = seen([*words, FREE, "job.py"], tmp_path, stderr=AT)
+    expected = seen([*DLMON, "run", "job.py"], tmp_path)
+    found = seen([*PATIENT, "run", FREE, "job.py"], tmp_path, stderr=AT)
     assert found == expected
     assert found["children"] == "none"
 
@@ -176,7 +178,7 @@ def test_who_reads_the_jobs_output_sees_its_end_although_the_agent_lives_on(
 ) -> None:
     (tmp_path / "job.py").write_text("print(input()[::-1])")
     first = subprocess.Popen(
-        [sys.executable, "-m", "dlmon", "run", FREE, "job.py"],
+        [*PATIENT, "run", FREE, "job.py"],
         cwd=tmp_path,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -211,9 +213,8 @@ def test_what_lies_where_the_job_is_started_does_not_matter_to_the_agent(
     shadowed: str, tmp_path: Path
 ) -> None:
     (tmp_path / shadowed).write_text("raise SystemExit('not yours')")
-    command = str(Path(sys.executable).with_name("dlmon"))  # `python -m` itself looks here first
     result = subprocess.run(
-        [command, "run", FREE, "echo", "fine"],
+        [*PATIENT, "run", FREE, "echo", "fine"],  # `python -m dlmon` itself looks here first
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -234,7 +235,7 @@ def test_signals_that_the_job_ignores_or_blocks_are_the_jobs_business(
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])\n"
-        "os.execv(sys.executable, [sys.executable, '-m', 'dlmon', *sys.argv[1:]])\n"
+        f"os.execv(sys.executable, [*{PATIENT!r}, *sys.argv[1:]])\n"
     )
     words = ["run", FREE, "grep", "-E", "SigBlk|SigIgn", "/proc/self/status"]
     result = subprocess.run(
@@ -258,9 +259,7 @@ def test_signals_that_the_job_ignores_or_blocks_are_the_jobs_business(
 def test_without_standard_streams_a_job_runs_beside_an_agent(
     tmp_path: Path, segment_dir: Path
 ) -> None:
-    command = (
-        f"{sys.executable} -m dlmon run {FREE} sh -c 'ls -l /proc/self/fd >files' <&- >&- 2>&-"
-    )
+    command = f"{' '.join(PATIENT)} run {FREE} sh -c 'ls -l /proc/self/fd >files' <&- >&- 2>&-"
     subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=60, check=True)
     assert "pipe:" not in (tmp_path / "files").read_text()
     assert str(segment_dir) not in (tmp_path / "files").read_text()

@@ -22,6 +22,7 @@ from tests.commands.launching import (
     LOADER,
     agents,
     announced,
+    beside,
     dlmon,
     fetch,
     is_empty,
@@ -38,6 +39,8 @@ AT_ONCE = """
 import os, sys
 from dlmon.cli import main
 from dlmon.commands import _serve  # so that nobody is late
+
+_serve.START_SECONDS = 60.0
 
 gate, open_gate = os.pipe()
 ranks = []
@@ -116,7 +119,7 @@ def test_a_job_that_dies_in_its_first_moment_leaves_nothing(
     tmp_path: Path, segment_dir: Path
 ) -> None:
     (tmp_path / "job.py").write_text("import os; os.kill(os.getpid(), 9)")
-    result = dlmon("run", FREE, "job.py", cwd=tmp_path, status=-signal.SIGKILL)
+    result = beside(FREE, "job.py", cwd=tmp_path, status=-signal.SIGKILL)
     assert re.fullmatch(AT, result.stderr)
     wait_for(lambda: is_empty(segment_dir), "removal of everything")
 
@@ -156,7 +159,7 @@ def test_told_to_end_the_agent_does_and_the_jobs_go_on(
 def test_the_exit_status_is_the_jobs(status: int, tmp_path: Path) -> None:
     end = f"os.kill(os.getpid(), {-status})" if status < 0 else f"os._exit({status})"
     (tmp_path / "job.py").write_text(f"import os; {end}")
-    dlmon("run", FREE, "job.py", cwd=tmp_path, status=status)
+    beside(FREE, "job.py", cwd=tmp_path, status=status)
 
 
 # ── None where none is wanted ────────────────────────────────────────────────────────────────────
@@ -235,7 +238,7 @@ def test_a_job_that_cannot_start_gets_none(tmp_path: Path, segment_dir: Path) ->
 
 
 def test_where_segments_cannot_be_kept_it_is_one_line(tmp_path: Path) -> None:
-    result = dlmon("run", "--serve", "echo", "fine", cwd=tmp_path, env={"DLMON_DIR": "/proc"})
+    result = beside("--serve", "echo", "fine", cwd=tmp_path, env={"DLMON_DIR": "/proc"})
     assert result.stdout == "fine\n"
     (line,) = result.stderr.splitlines()
     assert line.startswith("dlmon: no agent: directory /proc")
@@ -246,9 +249,7 @@ def test_an_agent_that_breaks_at_once_costs_the_job_one_line(
     tmp_path: Path, segment_dir: Path
 ) -> None:
     (tmp_path / "yaml.py").write_text("1/0")  # a broken installation
-    result = dlmon(
-        "run", "--serve", "echo", "fine", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}
-    )
+    result = beside("--serve", "echo", "fine", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     assert result.stdout == "fine\n"
     log = segment_dir / f"dlmon-agent-{os.geteuid()}.log"
     assert result.stderr == (
