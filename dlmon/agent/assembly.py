@@ -22,6 +22,7 @@ from dlmon.observe.containers import Containers
 from dlmon.observe.gpus import Gpus
 from dlmon.observe.memory import Scanner
 from dlmon.observe.observer import Observer
+from dlmon.observe.scans import Scans
 from dlmon.observe.shm import SharedMemory
 from dlmon.observe.snapshot import Snapshot
 from dlmon.observe.unobserved import Finder
@@ -39,6 +40,7 @@ class _Eyes:
     finder: Finder
     containers: Containers
     shm: SharedMemory
+    scans: Scans
 
     def observe(self) -> Snapshot:
         return self.observer.observe()
@@ -48,6 +50,7 @@ class _Eyes:
         self.finder.close()
         self.containers.close()
         self.shm.close()
+        self.scans.close()
         self.observer.close()
 
 
@@ -66,6 +69,8 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     unobserved = budget * _UNOBSERVED_SHARE
     finder = Finder(scanner=Scanner(interval, unobserved))
     containers, shm = Containers(config.dirs), SharedMemory()
+    scanner = Scanner(interval, budget - unobserved)
+    scans = Scans(scanner)
     observer = Observer(
         config.dirs,
         dead_seconds=config.keep.dead_seconds,
@@ -73,7 +78,8 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
         segments_per_user=config.limits.segments_per_user,
         gpus=gpus.now,
         unobserved=finder.now,
-        scanner=Scanner(interval, budget - unobserved),
+        scanner=scanner,
+        scan=scans.run,
         containers=containers.now,
         shm=shm.seen_by,
     )
@@ -84,7 +90,7 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     hangs = Hangs()
     # What adds to the snapshot comes before the history, which comes before who asks it.
     watchers = (*_judges(config, hangs), history, deaths)
-    eyes = _Eyes(observer, gpus, finder, containers, shm)
+    eyes = _Eyes(observer, gpus, finder, containers, shm, scans)
     sights = (containers.say, gpus.say) if node else (gpus.say,)
     agent = Daemon(config, eyes, watchers, hangs, sights, _routes(history, deaths))
     gpus.start()

@@ -23,7 +23,8 @@ class Aside:
         """
         self._turn = turn
         self._first = threading.Event()
-        self._over = threading.Event()
+        self._due = threading.Event()
+        self._over = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
@@ -43,12 +44,22 @@ class Aside:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._first.wait(wait_seconds)
 
+    def wake(self) -> None:
+        """Have the next turn taken now, or as soon as the one under way is over."""
+        self._due.set()
+
     def close(self) -> None:
         """Take no further turn. One that hangs is left to hang."""
-        self._over.set()
+        self._over = True
+        self._due.set()
 
     def _run(self) -> None:
-        pause: float | None = 0.0
-        while pause is not None and not self._over.wait(pause):
+        while True:
+            self._due.clear()
+            if self._over:
+                return
             pause = self._turn()
             self._first.set()
+            if pause is None:
+                return
+            self._due.wait(min(pause, threading.TIMEOUT_MAX))

@@ -72,6 +72,7 @@ class Observer:
         gpus: Callable[[], tuple[Gpu, ...]] = tuple,
         unobserved: Callable[[set[int]], tuple[Unobserved, ...]] = lambda _: (),
         scanner: Scanner | None = None,
+        scan: Callable[[], None] | None = None,
         containers: Callable[[], tuple[Place, ...]] = tuple,
         shm: Callable[[int], Shm | None] = seen_by,
     ) -> None:
@@ -85,6 +86,7 @@ class Observer:
             gpus: Says at once what is known of the GPUs.
             unobserved: Says at once which other workers are known, told who these are.
             scanner: Scans workers for PSS and USS; None for neither.
+            scan: Has the scanner run; at once, if the observer must not wait. None to wait for it.
             containers: Says where further segments are.
             shm: Says which /dev/shm a process sees; at once, if the observer must not wait.
         """
@@ -98,7 +100,7 @@ class Observer:
         self._left_out: set[tuple[Incarnation, str]] = set()
         self._sampler = processes.Sampler()
         self._cpu: processes.Totals[float] = processes.Totals()
-        self._usages = Usages(scanner)
+        self._usages = Usages(scanner, scan)
         self._ranks = Ranks()
         self._highest: dict[tuple[Incarnation, str], Loader] = {}
         self._retired: Retired[Incarnation] = Retired()
