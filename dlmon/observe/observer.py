@@ -134,17 +134,18 @@ class Observer:
         members = {r.process.cgroup: r.pid for r in shown if r.process.cgroup is not None}
         groups = self._ranks.memory(members)
         self._usages.finish()
+        left_out = self._segments.left_out
         return Snapshot(
             time=clock.unix,
             duration_seconds=time.monotonic() - began,
             ranks=shown,
             superseded=superseded,
-            refused=tuple(self._segments.refused),
+            refused=tuple(left_out.refused),
             segments=len(tracked),
-            refused_total=dict(self._segments.refused_total),
+            refused_total=dict(left_out.refused_total),
             stale_reads_total=self._segments.stale_reads,
             clamped_total=self._clamped,
-            dropped_total=dict(self._segments.dropped_total),
+            dropped_total=dict(left_out.dropped_total),
             gpus=self._gpus,
             unobserved=self._unobserved(
                 {h for t in tracked for h in t.reading.worker_holders if h}
@@ -227,7 +228,7 @@ class Observer:
             if i >= self._loaders_per_rank:
                 if (who, name) not in self._left_out:
                     self._left_out.add((who, name))
-                    self._segments.dropped_total["rank"] += 1
+                    self._segments.left_out.dropped_total["rank"] += 1
                 continue
             loader, clamped = loaders.loader(name, parts, clock)
             self._clamped += clamped
