@@ -202,6 +202,25 @@ def test_loaders_past_a_ranks_limit_are_left_out_and_counted_once(segment_dir: P
         assert observing.observe().dropped_total == {"user": 0, "rank": 1}
 
 
+def test_a_loader_of_another_name_at_each_look_is_not_remembered_for_ever(
+    segment_dir: Path,
+) -> None:
+    """Neither what is held at its highest nor what is kept of segments that have gone."""
+    put(segment_dir, "stays", loader="stays")
+    changing = put(segment_dir, "changing")
+    with closing(Observer([str(segment_dir)], loaders_per_rank=2)) as observing:
+        for number in range(20):
+            info = {**forge.INFO, "loader": str(number)}
+            changing.write_bytes(forge.forge(info=info))  # in place: the observer has it open
+            forge.put(segment_dir, forge.forge(info=info, cells={(0, "goodbye"): 1}), "over.seg")
+            names = [loader.name for loader in only_rank(observing.observe()).loaders]
+            assert names == [str(number), "stays"]
+        (highest,) = observing._highest.values()
+        (retired,) = observing._retired._loaders.values()
+    assert list(highest) == ["17", "18", "19", "stays"]
+    assert list(retired) == ["16", "17", "18", "19"]
+
+
 def test_an_observer_keeps_one_descriptor_for_each_segment(segment_dir: Path) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     for name in "abc":
