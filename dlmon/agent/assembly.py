@@ -40,7 +40,7 @@ class _Eyes:
     finder: Finder
     containers: Containers
     shm: SharedMemory
-    scans: Scans
+    scans: tuple[Scans, ...]
 
     def observe(self) -> Snapshot:
         return self.observer.observe()
@@ -50,7 +50,8 @@ class _Eyes:
         self.finder.close()
         self.containers.close()
         self.shm.close()
-        self.scans.close()
+        for scans in self.scans:
+            scans.close()
         self.observer.close()
 
 
@@ -67,10 +68,10 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     gpus = Gpus(config.interval_seconds)
     interval, budget = config.memory.pss_interval_seconds, config.memory.pss_cpu_budget_ratio
     unobserved = budget * _UNOBSERVED_SHARE
-    finder = Finder(scanner=Scanner(interval, unobserved))
     containers, shm = Containers(config.dirs), SharedMemory()
-    scanner = Scanner(interval, budget - unobserved)
-    scans = Scans(scanner)
+    scanner, other = Scanner(interval, budget - unobserved), Scanner(interval, unobserved)
+    scans, others = Scans(scanner), Scans(other, "dlmon-scans-unobserved")
+    finder = Finder(scanner=other, scan=others.run)
     observer = Observer(
         config.dirs,
         dead_seconds=config.keep.dead_seconds,
@@ -90,7 +91,7 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     hangs = Hangs()
     # What adds to the snapshot comes before the history, which comes before who asks it.
     watchers = (*_judges(config, hangs), history, deaths)
-    eyes = _Eyes(observer, gpus, finder, containers, shm, scans)
+    eyes = _Eyes(observer, gpus, finder, containers, shm, (scans, others))
     sights = (containers.say, gpus.say) if node else (gpus.say,)
     agent = Daemon(config, eyes, watchers, hangs, sights, _routes(history, deaths))
     gpus.start()
