@@ -36,6 +36,7 @@ class Tracked:
         retired: Its counters are kept elsewhere.
         where: The directory in another mount namespace in which it was found, "" for one of ours.
         place: That directory, None once no process sees it any more: then the file is closed.
+        directory_uid: To whom the directory must belong in which it is, None for anybody.
     """
 
     file: SegmentFile
@@ -46,6 +47,7 @@ class Tracked:
     retired: bool = False
     where: str = ""
     place: Place | None = None
+    directory_uid: int | None = None
 
     @property
     def gone(self) -> bool:
@@ -175,7 +177,7 @@ class Segments:
             self.left_out.refuse(path, error, status)
             return
         self._counts[file.uid] += 1
-        self.tracked[path] = Tracked(file, reading)
+        self.tracked[path] = Tracked(file, reading, directory_uid=uid)
 
     def _read_again(self, path: str, tracked: Tracked) -> None:
         now = time.monotonic_ns()
@@ -201,14 +203,15 @@ class Segments:
 
     def _remove(self, path: str, tracked: Tracked) -> None:
         """Forget a segment that nobody writes any more; remove the file where that is allowed."""
-        name, dir_fd = path, None
-        if tracked.place is not None:
-            name, dir_fd = os.path.basename(path), tracked.place.fd
-        with suppress(OSError):
-            ours = os.fstat(tracked.file.fd)
-            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            if (status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino):
-                os.unlink(name, dir_fd=dir_fd)
+        with suppress(OSError, SegmentError):
+            if tracked.place is not None:
+                _unlink(path, tracked.place.fd, tracked.file.fd)
+            elif not tracked.where:
+                dir_fd = _open_directory(os.path.dirname(path), tracked.directory_uid)
+                try:
+                    _unlink(path, dir_fd, tracked.file.fd)
+                finally:
+                    os.close(dir_fd)
         tracked.removed = True
         self.removed.append(tracked)
         self._drop(path, tracked)
@@ -237,6 +240,18 @@ def _open_directory(directory: str, uid: int | None) -> int:
             f"directory {directory}: belongs to uid {owner}, expected {uid}", "owner"
         )
     return fd
+
+
+def _unlink(path: str, dir_fd: int, fd: int) -> None:
+    """Remove a file from its directory, if what has its name is the open one.
+
+    Whose the directory is may put another one in its place between the two calls, were they given
+    its path.
+    """
+    ours = os.fstat(fd)
+    status = _status(path, dir_fd)
+    if status and (status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino):
+        os.unlink(os.path.basename(path), dir_fd=dir_fd)
 
 
 def _attested(reading: Reading, uid: int) -> Reading:

@@ -146,6 +146,28 @@ def test_a_link_in_place_of_a_users_directory_is_not_followed(segment_dir: Path)
     assert (snapshot.segments, snapshot.refused) == (0, ())
 
 
+def test_a_directory_that_is_exchanged_while_a_file_of_it_is_removed_costs_nobody_else_a_file(
+    segment_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, elsewhere = of_user(segment_dir, os.getuid()), segment_dir / "elsewhere"
+    elsewhere.mkdir()
+    forge.put(own, forge.forge(cells={(0, "goodbye"): 1}), "a.seg")
+    theirs = put(elsewhere, "a")
+    unlink = os.unlink
+
+    def exchange(path: str, *, dir_fd: int | None = None) -> None:
+        own.rename(segment_dir / "aside")
+        own.symlink_to(elsewhere)
+        unlink(path, dir_fd=dir_fd)
+
+    with observer(segment_dir) as observing:
+        monkeypatch.setattr(os, "unlink", exchange)
+        observing.observe()
+        monkeypatch.undo()
+    assert theirs.exists()
+    assert os.listdir(segment_dir / "aside") == []
+
+
 @root_only
 def test_what_another_user_claims_is_not_added_to_a_rank(segment_dir: Path, locker: Locker) -> None:
     """Run, rank and root can be copied by anyone; the owner of a file cannot."""
