@@ -13,13 +13,13 @@ from collections.abc import Callable
 class Aside:
     """Takes a turn again and again, in a thread that neither signals nor an exit wait for."""
 
-    def __init__(self, name: str, turn: Callable[[], float | None]) -> None:
+    def __init__(self, name: str, turn: Callable[[], float]) -> None:
         """Prepare; nothing happens before `start`.
 
         Args:
             name: The thread's.
             turn: Looks once, keeps what it saw and returns after how many seconds to look again,
-                None for never. It must not raise.
+                inf for not before `wake`. It must not raise.
         """
         self._turn = turn
         self._first = threading.Event()
@@ -60,6 +60,4 @@ class Aside:
                 return
             pause = self._turn()
             self._first.set()
-            if pause is None:
-                return
             self._due.wait(min(pause, threading.TIMEOUT_MAX))
