@@ -69,15 +69,15 @@ class Archive:
         if not written:
             logger.warning("last words are not all written: the directory does not answer")
 
-    def _turn(self) -> float | None:
+    def _turn(self) -> float:
         """Read, or wait for one death and write it: a turn of the thread's."""
         found: list[Death] = []
         try:
             if self._found is None:
                 found = self._evidence.read()
             elif (death := self._waiting.get()) is None:
+                self._aside.close()
                 self._written.set()
-                return None
             else:
                 self._evidence.write(death)
         except Exception as error:  # noqa: BLE001  # the thread goes on with the next one

@@ -23,6 +23,7 @@ from dlmon.observe.containers import Containers
 from dlmon.observe.gpus import Gpus
 from dlmon.observe.memory import Scanner
 from dlmon.observe.observer import Observer
+from dlmon.observe.scans import Scans
 from dlmon.observe.shm import SharedMemory
 from dlmon.observe.snapshot import Snapshot
 from dlmon.observe.unobserved import Finder
@@ -41,6 +42,7 @@ class _Eyes:
     containers: Containers
     shm: SharedMemory
     archive: Archive | None
+    scans: tuple[Scans, ...]
 
     def observe(self) -> Snapshot:
         return self.observer.observe()
@@ -50,6 +52,8 @@ class _Eyes:
         self.finder.close()
         self.containers.close()
         self.shm.close()
+        for scans in self.scans:
+            scans.close()
         self.observer.close()
         if self.archive is not None:
             self.archive.close()
@@ -68,8 +72,10 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     gpus = Gpus(config.interval_seconds)
     interval, budget = config.memory.pss_interval_seconds, config.memory.pss_cpu_budget_ratio
     unobserved = budget * _UNOBSERVED_SHARE
-    finder = Finder(scanner=Scanner(interval, unobserved))
     containers, shm = Containers(config.dirs), SharedMemory()
+    scanner, other = Scanner(interval, budget - unobserved), Scanner(interval, unobserved)
+    scans, others = Scans(scanner), Scans(other, "dlmon-scans-unobserved")
+    finder = Finder(scanner=other, scan=others.run)
     observer = Observer(
         config.dirs,
         dead_seconds=config.keep.dead_seconds,
@@ -77,7 +83,8 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
         segments_per_user=config.limits.segments_per_user,
         gpus=gpus.now,
         unobserved=finder.now,
-        scanner=Scanner(interval, budget - unobserved),
+        scanner=scanner,
+        scan=scans.run,
         containers=containers.now,
         shm=shm.seen_by,
     )
@@ -88,7 +95,7 @@ def daemon(config: Config, *, node: bool = True) -> Daemon:
     hangs = Hangs()
     # What adds to the snapshot comes before the history, which comes before who asks it.
     watchers = (*_judges(config, hangs), history, deaths)
-    eyes = _Eyes(observer, gpus, finder, containers, shm, archive)
+    eyes = _Eyes(observer, gpus, finder, containers, shm, archive, (scans, others))
     sights = (containers.say, gpus.say) if node else (gpus.say,)
     agent = Daemon(config, eyes, watchers, hangs, sights, _routes(history, deaths))
     gpus.start()

@@ -112,7 +112,9 @@ class Limits:
     )
     segments_per_user: int = setting(
         2048,
-        f"Segments read of one user; the rest is counted in `{_DROPPED}`, reason `user`.",
+        f"Segments read of one user; the rest is counted in `{_DROPPED}`, reason `user`."
+        " So are, of one directory, names of unread files above four times as many, each of which"
+        " has its turn.",
         minimum=1,
         maximum=65536,
     )

@@ -42,6 +42,7 @@ from dlmon.agent import api
 from dlmon.analysis.sizes import size
 from dlmon.commands import _dead, _looking, _table
 from dlmon.commands._table import UNKNOWN, Cell, Column, Squeeze
+from dlmon.observe.leftout import MOST_TOLD
 from dlmon.observe.snapshot import (
     CgroupMemory,
     Gpu,
@@ -343,7 +344,8 @@ def _refused(refused: Sequence[Refused]) -> str:
     first = refused[0].message
     if len(refused) == 1:
         return f"1 file refused: {first}"
-    return f"{len(refused)} files refused, the first: {first}"
+    more = " or more" if len(refused) >= MOST_TOLD else ""
+    return f"{len(refused)}{more} files refused, the first: {first}"
 
 
 def _say(message: str) -> None:

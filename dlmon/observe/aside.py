@@ -13,17 +13,18 @@ from collections.abc import Callable
 class Aside:
     """Takes a turn again and again, in a thread that neither signals nor an exit wait for."""
 
-    def __init__(self, name: str, turn: Callable[[], float | None]) -> None:
+    def __init__(self, name: str, turn: Callable[[], float]) -> None:
         """Prepare; nothing happens before `start`.
 
         Args:
             name: The thread's.
             turn: Looks once, keeps what it saw and returns after how many seconds to look again,
-                None for never. It must not raise.
+                inf for not before `wake`. It must not raise.
         """
         self._turn = turn
         self._first = threading.Event()
-        self._over = threading.Event()
+        self._due = threading.Event()
+        self._over = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
@@ -43,12 +44,20 @@ class Aside:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._first.wait(wait_seconds)
 
+    def wake(self) -> None:
+        """Have the next turn taken now, or as soon as the one under way is over."""
+        self._due.set()
+
     def close(self) -> None:
         """Take no further turn. One that hangs is left to hang."""
-        self._over.set()
+        self._over = True
+        self._due.set()
 
     def _run(self) -> None:
-        pause: float | None = 0.0
-        while pause is not None and not self._over.wait(pause):
+        while True:
+            self._due.clear()
+            if self._over:
+                return
             pause = self._turn()
             self._first.set()
+            self._due.wait(min(pause, threading.TIMEOUT_MAX))

@@ -2,7 +2,8 @@
 
 `/proc/<pid>/root` is the root of such a process. What is below it belongs to the job: it is walked
 one name at a time without following a link, so that nothing in it leads out of it, and in a thread
-of its own, because it may be on storage that does not answer.
+of its own, because it may be on storage that does not answer. A directory that is not in memory, as
+the table of mounts says, is not gone to at all.
 
 Source: namespaces(7), proc_pid_root(5). It takes CAP_SYS_PTRACE, which root has, or
 the same user.
@@ -23,6 +24,7 @@ from contextlib import suppress
 from dlmon.observe import processes
 from dlmon.observe.aside import Aside
 from dlmon.observe.due import Due
+from dlmon.observe.mounts import Mounts
 from dlmon.segment import files
 
 LOOK_SECONDS = 5.0
@@ -39,6 +41,7 @@ ROOTS_TRIED = 8
 
 CAP_SYS_PTRACE = 1 << 19
 
+_THROUGH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _STEP = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 logger = logging.getLogger(__name__)
@@ -81,7 +84,7 @@ class Containers:
         self._namespaces: dict[int, str] = {}
         self._places: dict[Identity, Place] = {}
         self._namespace = ""
-        self._in_memory: set[int] = set()
+        self._mounts = Mounts()
         self._found: tuple[Place, ...] = ()
         self._failed = False
         self._aside = Aside("dlmon-containers", self._turn)
@@ -150,15 +153,18 @@ class Containers:
         """Add what is below a process's root, unless it is to be seen from elsewhere too.
 
         Returns:
-            Whether any of the directories is there.
+            Whether any of the directories is there, in memory.
         """
         there = False
         with suppress(OSError):
+            self._mounts = Mounts.of(pid)
+            candidates = [d for d in self._directories if self._mounts.in_memory(d)]
+            if not candidates:
+                return False
             # Follows a link, the only one: it is the kernel's.
-            root = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                self._in_memory = _memory_devices(pid)
-                for directory in self._directories:
+                for directory in candidates:
                     with suppress(OSError):
                         base = _below(root, directory)
                         there = True
@@ -191,7 +197,7 @@ class Containers:
     ) -> bool:
         """Keep an open directory, or close it; tell whether it is new among the `taken`."""
         identity = _identity(os.fstat(fd))
-        elsewhere = identity[0] not in self._in_memory  # reading there could take for ever
+        elsewhere = identity[0] not in self._mounts.memory_devices  # reading could take for ever
         if elsewhere or identity in taken or len(self._places) >= MOST_PLACES:
             os.close(fd)
             return False
@@ -208,28 +214,14 @@ def _below(root: int, path: str) -> int:
         OSError: There is none, or a link is in the way.
     """
     fd = os.dup(root)
-    for name in path.strip("/").split("/"):
+    *through, last = path.strip("/").split("/")
+    for name, how in (*((name, _THROUGH) for name in through), (last, _STEP)):
         try:
-            inner = os.open(name, _STEP, dir_fd=fd)
+            inner = os.open(name, how, dir_fd=fd)
         finally:
             os.close(fd)
         fd = inner
     return fd
-
-
-def _memory_devices(pid: int) -> set[int]:
-    """Return the devices of the file systems in memory that a process sees.
-
-    Source: proc_pid_mountinfo(5).
-    """
-    devices = set()
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as mounts:
-        for line in mounts:
-            fields, _, tail = line.partition(" - ")
-            if tail.split(" ", 1)[0] in files.MEMORY_FILE_SYSTEMS:
-                major, _, minor = fields.split()[2].partition(":")
-                devices.add(os.makedev(int(major), int(minor)))
-    return devices
 
 
 def _own(directory: str) -> Iterator[Identity]:

@@ -22,7 +22,8 @@ from dlmon.observe.aside import Aside
 from dlmon.observe.snapshot import Gpu
 
 RETRY_SECONDS = 30.0
-"""How long NVML, or a GPU that it has lost, is left alone before it is asked again."""
+"""How long NVML, or a GPU that it has lost, is left alone before it is asked again, and its library
+before it is looked for again."""
 
 FRESH_TICKS = 3
 """How many intervals an answer holds."""
@@ -67,12 +68,15 @@ class Gpus:
         """Ask no more."""
         self._aside.close()
 
-    def _turn(self) -> float | None:
+    def _turn(self) -> float:
         if self._nvml is None:
             binding = _binding()
             if binding is None:
-                self._state = f"no GPU: {_LIBRARY}, which comes with NVIDIA's driver, is not here"
-                return None
+                self._tell(
+                    f"no GPU: {_LIBRARY}, which comes with NVIDIA's driver, is not here; looked "
+                    f"for again every {self._retry:g} s"
+                )
+                return self._retry
             self._nvml = Nvml(binding)
         try:
             gpus = self._nvml.look()

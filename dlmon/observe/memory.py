@@ -2,6 +2,8 @@
 
 The kernel walks every page that the process has: 14 ms per GB of the agent's CPU time. For that
 long it holds the process's mmap lock, and what the process maps meanwhile waits. Hence a budget.
+And it waits for that lock, which a process that is stuck may hold for ever: an agent scans in a
+thread of its own (`dlmon.observe.scans`), while its clock goes on taking notes.
 Source: kernel Documentation/filesystems/proc.rst.
 
 Runs in: agent. On failure: what may not be read is None.
@@ -10,6 +12,8 @@ Runs in: agent. On failure: what may not be read is None.
 from __future__ import annotations
 
 import errno
+import os
+import threading
 import time
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
@@ -120,8 +124,11 @@ def scan(pid: int) -> Rollup | None:
         PermissionError: It may not be read.
     """
     try:
-        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-            return parse(file.read())
+        fd = os.open(f"/proc/{pid}/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return parse(os.read(fd, 1 << 14).decode("ascii"))  # one read has it whole
+        finally:
+            os.close(fd)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
             raise PermissionError from None
@@ -132,19 +139,25 @@ def scan(pid: int) -> Rollup | None:
 class Scanner:
     """Scans processes one after the other, within a budget.
 
+    One thread may `run` it while another one does everything else, which never takes long.
+
     Attributes:
         interval_seconds: Between two scans of a process; a quarter of it while it grows.
         cpu_budget_ratio: The share of one core that all scans take, 0 for none.
         clock: Seconds that do not jump.
-        cpu_clock: Seconds of CPU time that this thread has used.
+        cpu_clock: Seconds of CPU time that the thread that runs it has used.
+        under_way: Who is being scanned, and the clock when that began; None while nobody is.
     """
 
     interval_seconds: float
     cpu_budget_ratio: float
     clock: Callable[[], float] = time.monotonic
     cpu_clock: Callable[[], float] = time.thread_time
+    under_way: tuple[int, float] | None = None
     _slots: dict[Hashable, _Slot] = field(default_factory=dict)
-    _spared: set[Hashable] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held for as long as `_slots` is changed or copied, but not for a scan."""
+    _spared: frozenset[Hashable] = frozenset()
     _credit: float = 0.0
     _counted: float | None = None
 
@@ -156,47 +169,55 @@ class Scanner:
     def note(self, key: Hashable, process: ProcessId, resident: int) -> Scanned | None:
         """Take note of the process that a key has now; return its last scan."""
         slot = self._slots.get(key)
-        if slot is None:
-            self._slots[key] = _Slot(process, resident, self.clock())
-            return None
-        if slot.process != process:
-            self._slots[key] = _Slot(
-                process, resident, self.clock(), scanned=slot.scanned, cost=slot.cost
-            )
+        if slot is None or slot.process != process:
+            new = _Slot(process, resident, self.clock())
+            if slot is not None:
+                new.scanned, new.cost = slot.scanned, slot.cost
+            with self._lock:
+                self._slots[key] = new
             return None
         slot.resident = resident
         return slot.latest
 
     def spare(self, keys: Collection[Hashable]) -> None:
-        """Leave these processes alone in the next run.
+        """Leave these processes alone until others are named.
 
         The scanning thread may be in the same cgroup: throttled in the middle of a scan, it would
         hold the mmap lock until it may go on.
         """
-        self._spared.update(keys)
+        self._spared = frozenset(keys)
 
     def keep(self, keys: Collection[Hashable]) -> None:
         """Forget every key not among `keys`."""
-        for gone in self._slots.keys() - set(keys):
-            del self._slots[gone]
+        gone = self._slots.keys() - set(keys)
+        if gone:
+            with self._lock:
+                for key in gone:
+                    del self._slots[key]
 
     def run(self) -> None:
-        """Scan what is due, what has been due longest first, as far as the budget goes."""
+        """Scan what is due, what has been due longest first, as far as the budget goes.
+
+        It takes for ever where a process that is scanned is stuck.
+        """
         now = self.clock()
         saved = self.cpu_budget_ratio * _SAVED_SECONDS
         earned = saved if self._counted is None else (now - self._counted) * self.cpu_budget_ratio
         self._credit = min(saved, self._credit + earned)
         self._counted = now
+        with self._lock:
+            slots = list(self._slots.items())
         due = [
-            (when, slot)
-            for key, slot in self._slots.items()
-            if not slot.denied and key not in self._spared and (when := self._due(slot)) <= now
+            (when, key, slot)
+            for key, slot in slots
+            if not slot.denied and (when := self._due(slot)) <= now
         ]
-        self._spared.clear()
-        for _, slot in sorted(due, key=lambda entry: entry[0]):
+        for _, key, slot in sorted(due, key=lambda entry: entry[0]):
             if self._credit <= 0:
                 return
-            self._scan(slot)
+            # Both may have changed since, if the scan before took long.
+            if key not in self._spared and self._slots.get(key) is slot:
+                self._scan(slot)
 
     def _due(self, slot: _Slot) -> float:
         settled = slot.since + self.interval_seconds * _SETTLE_SHARE
@@ -210,10 +231,13 @@ class Scanner:
 
     def _scan(self, slot: _Slot) -> None:
         began, cpu = self.clock(), self.cpu_clock()
+        self.under_way = (slot.process[0], began)
         try:
             seen = scan(slot.process[0])
         except PermissionError:
             slot.denied, seen = True, None
+        finally:
+            self.under_way = None
         slot.scanned = self.clock()
         slot.cost = slot.scanned - began
         self._credit -= self.cpu_clock() - cpu

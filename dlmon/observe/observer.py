@@ -18,7 +18,7 @@ from dlmon.observe.groups import Groups
 from dlmon.observe.memory import Scanner
 from dlmon.observe.parts import NANOSECONDS, Clock, Part, Seen, text
 from dlmon.observe.ranks import Ranks
-from dlmon.observe.retired import Retired
+from dlmon.observe.retired import Retired, keep_last
 from dlmon.observe.segments import Segments, Tracked
 from dlmon.observe.shm import Shm, seen_by
 from dlmon.observe.snapshot import (
@@ -73,6 +73,7 @@ class Observer:
         gpus: Callable[[], tuple[Gpu, ...]] = tuple,
         unobserved: Callable[[set[int]], tuple[Unobserved, ...]] = lambda _: (),
         scanner: Scanner | None = None,
+        scan: Callable[[], None] | None = None,
         containers: Callable[[], tuple[Place, ...]] = tuple,
         shm: Callable[[int], Shm | None] = seen_by,
     ) -> None:
@@ -86,6 +87,7 @@ class Observer:
             gpus: Says at once what is known of the GPUs.
             unobserved: Says at once which other workers are known, told who these are.
             scanner: Scans workers for PSS and USS; None for neither.
+            scan: Has the scanner run; at once, if the observer must not wait. None to wait for it.
             containers: Says where further segments are.
             shm: Says which /dev/shm a process sees; at once, if the observer must not wait.
         """
@@ -96,14 +98,14 @@ class Observer:
             containers=containers,
         )
         self._loaders_per_rank = loaders_per_rank
-        self._left_out: set[tuple[Incarnation, str]] = set()
+        self._left_out: dict[Incarnation, set[str]] = {}
         self._sampler = processes.Sampler()
         self._cpu: processes.Totals[float] = processes.Totals()
-        self._usages = Usages(scanner)
+        self._usages = Usages(scanner, scan)
         self._ranks = Ranks()
         self._groups = Groups()
-        self._highest: dict[tuple[Incarnation, str], Loader] = {}
-        self._retired: Retired[Incarnation] = Retired()
+        self._highest: dict[Incarnation, dict[str, Loader]] = {}
+        self._retired: Retired[Incarnation] = Retired(2 * loaders_per_rank)
         self._clamped = 0
         self._look_at_gpus = gpus
         self._shm = shm
@@ -133,17 +135,18 @@ class Observer:
         shown, superseded = _choose(ranks.values())
         groups = self._groups.look(shown, self._endings.ended)
         self._usages.finish()
+        left_out = self._segments.left_out
         return Snapshot(
             time=clock.unix,
             duration_seconds=time.monotonic() - began,
             ranks=shown,
             superseded=superseded,
-            refused=tuple(self._segments.refused),
+            refused=tuple(left_out.refused),
             segments=len(tracked),
-            refused_total=dict(self._segments.refused_total),
+            refused_total=dict(left_out.refused_total),
             stale_reads_total=self._segments.stale_reads,
             clamped_total=self._clamped,
-            dropped_total=dict(self._segments.dropped_total),
+            dropped_total=dict(left_out.dropped_total),
             gpus=self._gpus,
             unobserved=self._unobserved(
                 {h for t in tracked for h in t.reading.worker_holders if h}
@@ -164,8 +167,8 @@ class Observer:
         self._sampler.keep({w.pid for part in self._parts.values() for w in part.workers if w.pid})
         self._cpu.keep(slots)
         self._usages.keep(slots)
-        self._highest = {key: kept for key, kept in self._highest.items() if key[0] in ranks}
-        self._left_out = {key for key in self._left_out if key[0] in ranks}
+        self._highest = {who: kept for who, kept in self._highest.items() if who in ranks}
+        self._left_out = {who: names for who, names in self._left_out.items() if who in ranks}
         self._ranks.keep({t.reading.rank_holder for t in tracked if t.reading.rank_holder})
         self._retired.keep(ranks)
 
@@ -222,15 +225,16 @@ class Observer:
         self, who: Incarnation, by_loader: Mapping[str, Sequence[Part]], clock: Clock
     ) -> tuple[Loader, ...]:
         found = []
-        for i, (name, parts) in enumerate(sorted(by_loader.items())):
-            if i >= self._loaders_per_rank:
-                if (who, name) not in self._left_out:
-                    self._left_out.add((who, name))
-                    self._segments.dropped_total["rank"] += 1
-                continue
-            loader, clamped = loaders.loader(name, parts, clock)
+        names = sorted(by_loader)
+        for name in names[: self._loaders_per_rank]:
+            loader, clamped = loaders.loader(name, by_loader[name], clock)
             self._clamped += clamped
             found.append(self._not_down(who, self._retired.onto(who, loader)))
+        left_out = set(names[self._loaders_per_rank :])
+        new = left_out - self._left_out.get(who, set())
+        self._segments.left_out.dropped_total["rank"] += len(new)
+        self._left_out[who] = left_out
+        keep_last(self._highest.get(who, {}), len(found) + self._loaders_per_rank)
         return tuple(found)
 
     def _retire(self, tracked: Tracked, clock: Clock) -> None:
@@ -246,7 +250,8 @@ class Observer:
 
         A sum of floats too: one bit less, in another order, is a counter that was reset.
         """
-        before = self._highest.get((who, loader.name))
+        known = self._highest.setdefault(who, {})
+        before = known.pop(loader.name, None)
         if before is not None:
             seconds = {
                 phase: max(value, before.phase_seconds.get(phase, 0.0))
@@ -265,7 +270,7 @@ class Observer:
             )
             self._clamped += held != loader
             loader = held
-        self._highest[who, loader.name] = loader
+        known[loader.name] = loader  # the last: those seen last are kept
         return loader
 
     def _part(self, tracked: Tracked) -> Part:

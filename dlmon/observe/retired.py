@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dlmon.observe.snapshot import Histogram, Loader, Worker
 
@@ -18,25 +18,43 @@ Who = TypeVar("Who")
 class Retired(Generic[Who]):
     """Loaders as they were last seen, summed by who had them and by name."""
 
-    def __init__(self) -> None:
-        self._loaders: dict[tuple[Who, str], Loader] = {}
+    def __init__(self, most: int) -> None:
+        """Remember nothing yet.
+
+        Args:
+            most: How many loaders of each to remember, those that were there last.
+        """
+        self._most = most
+        self._loaders: dict[Who, dict[str, Loader]] = {}
 
     def add(self, who: Who, loader: Loader) -> None:
         """Remember the counters of a loader whose segment will not be seen again."""
-        earlier = self._loaders.get((who, loader.name))
+        known = self._loaders.setdefault(who, {})
+        earlier = known.pop(loader.name, None)
         if earlier is not None:
             longer, other = sorted((loader, earlier), key=lambda one: -len(one.workers))
             loader = plus(longer, other)
-        self._loaders[who, loader.name] = loader
+        known[loader.name] = loader
+        keep_last(known, self._most)
 
     def onto(self, who: Who, loader: Loader) -> Loader:
         """Return a loader with the counters added that it had before."""
-        earlier = self._loaders.get((who, loader.name))
-        return loader if earlier is None else plus(loader, earlier)
+        known = self._loaders.get(who, {})
+        earlier = known.pop(loader.name, None)
+        if earlier is None:
+            return loader
+        known[loader.name] = earlier
+        return plus(loader, earlier)
 
     def keep(self, living: Collection[Who]) -> None:
         """Forget whoever is not among `living`."""
-        self._loaders = {key: one for key, one in self._loaders.items() if key[0] in living}
+        self._loaders = {who: known for who, known in self._loaders.items() if who in living}
+
+
+def keep_last(known: dict[str, Any], most: int) -> None:
+    """Leave only so many of the entries, those that were put in last."""
+    for name in list(known)[: max(0, len(known) - most)]:
+        del known[name]
 
 
 def plus(loader: Loader, gone: Loader) -> Loader:

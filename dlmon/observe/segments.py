@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from dlmon.errors import SegmentError
 from dlmon.observe import processes
 from dlmon.observe.containers import Place
-from dlmon.observe.snapshot import Refused
+from dlmon.observe.leftout import NAMES_PER_SEGMENT, LeftOut
 from dlmon.segment import files
 from dlmon.segment.reader import Reading, SegmentFile
 
-DROP_REASONS = ("user", "rank")
+_LISTED = 4 * NAMES_PER_SEGMENT
+"""So many times the segments that a user may have is how many names of one directory are listed."""
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class Tracked:
         retired: Its counters are kept elsewhere.
         where: The directory in another mount namespace in which it was found, "" for one of ours.
         place: That directory, None once no process sees it any more: then the file is closed.
+        directory_uid: To whom the directory must belong in which it is, None for anybody.
     """
 
     file: SegmentFile
@@ -45,6 +47,7 @@ class Tracked:
     retired: bool = False
     where: str = ""
     place: Place | None = None
+    directory_uid: int | None = None
 
     @property
     def gone(self) -> bool:
@@ -64,8 +67,7 @@ class Segments:
     Attributes:
         tracked: By path.
         removed: Those whose time was over this time.
-        refused: What could not be read this time.
-        refused_total, dropped_total: Since the beginning, by reason.
+        left_out: What could not be read, or was too much.
         stale_reads: Slots served from an earlier read, since the beginning.
     """
 
@@ -81,19 +83,16 @@ class Segments:
         self._directories = tuple(directories)
         self._dead_seconds = dead_seconds
         self._per_user = segments_per_user
-        self._over_limit: set[str] = set()
-        self._refused_paths: set[tuple[str, str]] = set()
+        self._counts: Counter[int] = Counter()  # of tracked ones, by owner
         self.tracked: dict[str, Tracked] = {}
         self.removed: list[Tracked] = []
-        self.refused: list[Refused] = []
-        self.refused_total = Counter(dict.fromkeys(SegmentError.REASONS, 0))
-        self.dropped_total = Counter(dict.fromkeys(DROP_REASONS, 0))
+        self.left_out = LeftOut(segments_per_user)
         self.stale_reads = 0
         _allow_many_files()
 
     def read(self) -> Sequence[Tracked]:
-        """Look for new segments, read all, and return them; those not readable are in `refused`."""
-        self.refused = []
+        """Look for new segments, read all, and return them; the others are in `left_out`."""
+        self.left_out.begin()
         self.removed = []
         for directory in self._directories:
             for path, uid in files.user_directories(directory):
@@ -102,13 +101,9 @@ class Segments:
         for place in places:
             self._open_new_in(place)
         self._leave_all_but(places)
-        self._over_limit = {path for path in self._over_limit if os.path.lexists(path)}
         for path, tracked in list(self.tracked.items()):
             self._read_again(path, tracked)
-        refused = {(r.path, r.reason) for r in self.refused}
-        for _, reason in refused - self._refused_paths:  # count a file once, not once a second
-            self.refused_total[reason] += 1
-        self._refused_paths = refused
+        self.left_out.end()
         return list(self.tracked.values())
 
     def close(self) -> None:
@@ -116,32 +111,33 @@ class Segments:
         for tracked in self.tracked.values():
             tracked.file.close()
         self.tracked.clear()
+        self._counts.clear()
+
+    def _new(self, directory: str, listed: str | int) -> Sequence[str]:
+        """Return the files in a directory that may be segments and are not read yet."""
+        prefix = os.path.join(directory, "")
+        names = files.segment_names(listed, _LISTED * self._per_user)
+        paths = [path for name in names if (path := prefix + name) not in self.tracked]
+        return self.left_out.choose(directory, paths)
 
     def _open_new(self, directory: str, uid: int | None) -> None:
-        names = files.segment_names(directory)
-        new = [n for n in names if os.path.join(directory, n) not in self.tracked]
+        new = self._new(directory, directory)
         if not new:
             return
         try:
             dir_fd = _open_directory(directory, uid)
         except SegmentError as error:
-            self._refuse(directory, error)
+            self.left_out.refuse(directory, error)
             return
         try:
-            counts = Counter(tracked.file.uid for tracked in self.tracked.values())
-            for name in new:
-                self._open(os.path.join(directory, name), uid, dir_fd, counts)
+            for path in new:
+                self._open(path, uid, dir_fd)
         finally:
             os.close(dir_fd)
 
     def _open_new_in(self, place: Place) -> None:
-        paths = [os.path.join(place.path, name) for name in files.segment_names(place.fd)]
-        new = [path for path in paths if path not in self.tracked]
-        counts = (
-            Counter(tracked.file.uid for tracked in self.tracked.values()) if new else Counter()
-        )
-        for path in new:
-            self._open(path, place.uid, place.fd, counts)
+        for path in self._new(place.path, place.fd):
+            self._open(path, place.uid, place.fd)
             if path in self.tracked:
                 self.tracked[path].where, self.tracked[path].place = place.path, place
 
@@ -159,27 +155,29 @@ class Segments:
                 tracked.file.close()
                 tracked.place = None
 
-    def _open(self, path: str, uid: int | None, dir_fd: int, counts: Counter[int]) -> None:
+    def _open(self, path: str, uid: int | None, dir_fd: int) -> None:
+        if self.left_out.over_limit(path, self._counts):
+            return
+        status = _status(path, dir_fd)
+        if status is None or self.left_out.still(path, status):
+            return
+        if self._counts[status.st_uid] >= self._per_user:
+            self.left_out.drop(path, status.st_uid)
+            return
         try:
             file = SegmentFile(path, owner=uid, dir_fd=dir_fd)
         except SegmentError as error:
-            if _exists(path, dir_fd):  # else it ended between listing and opening
-                self._refuse(path, error)
+            if _status(path, dir_fd) is not None:  # else it ended between listing and opening
+                self.left_out.refuse(path, error, status)
             return
         try:
-            if counts[file.uid] >= self._per_user:
-                if path not in self._over_limit:
-                    self._over_limit.add(path)
-                    self.dropped_total["user"] += 1
-                file.close()
-                return
             reading = file.read(time.monotonic_ns())
         except SegmentError as error:
             file.close()
-            self._refuse(path, error)
+            self.left_out.refuse(path, error, status)
             return
-        counts[file.uid] += 1
-        self.tracked[path] = Tracked(file, reading)
+        self._counts[file.uid] += 1
+        self.tracked[path] = Tracked(file, reading, directory_uid=uid)
 
     def _read_again(self, path: str, tracked: Tracked) -> None:
         now = time.monotonic_ns()
@@ -189,7 +187,7 @@ class Segments:
             if not tracked.where:  # else its pids may be of another namespace
                 tracked.reading = _attested(tracked.reading, tracked.file.uid)
         except SegmentError as error:
-            self._refuse(path, error)
+            self.left_out.refuse(path, error)
             self._drop(path, tracked)
             return
         self.stale_reads += tracked.reading.stale
@@ -205,31 +203,29 @@ class Segments:
 
     def _remove(self, path: str, tracked: Tracked) -> None:
         """Forget a segment that nobody writes any more; remove the file where that is allowed."""
-        name, dir_fd = path, None
-        if tracked.place is not None:
-            name, dir_fd = os.path.basename(path), tracked.place.fd
-        with suppress(OSError):
-            ours = os.fstat(tracked.file.fd)
-            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            if (status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino):
-                os.unlink(name, dir_fd=dir_fd)
+        with suppress(OSError, SegmentError):
+            if tracked.place is not None:
+                _unlink(path, tracked.place.fd, tracked.file.fd)
+            elif not tracked.where:
+                dir_fd = _open_directory(os.path.dirname(path), tracked.directory_uid)
+                try:
+                    _unlink(path, dir_fd, tracked.file.fd)
+                finally:
+                    os.close(dir_fd)
         tracked.removed = True
         self.removed.append(tracked)
         self._drop(path, tracked)
 
     def _drop(self, path: str, tracked: Tracked) -> None:
         tracked.file.close()
+        self._counts[tracked.file.uid] -= 1
         del self.tracked[path]
 
-    def _refuse(self, path: str, error: SegmentError) -> None:
-        self.refused.append(Refused(path, error.reason, str(error)))
 
-
-def _exists(path: str, dir_fd: int) -> bool:
+def _status(path: str, dir_fd: int) -> os.stat_result | None:
     with suppress(OSError):
-        os.stat(os.path.basename(path), dir_fd=dir_fd, follow_symlinks=False)
-        return True
-    return False
+        return os.stat(os.path.basename(path), dir_fd=dir_fd, follow_symlinks=False)
+    return None
 
 
 def _open_directory(directory: str, uid: int | None) -> int:
@@ -244,6 +240,18 @@ def _open_directory(directory: str, uid: int | None) -> int:
             f"directory {directory}: belongs to uid {owner}, expected {uid}", "owner"
         )
     return fd
+
+
+def _unlink(path: str, dir_fd: int, fd: int) -> None:
+    """Remove a file from its directory, if what has its name is the open one.
+
+    Whose the directory is may put another one in its place between the two calls, were they given
+    its path.
+    """
+    ours = os.fstat(fd)
+    status = _status(path, dir_fd)
+    if status and (status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino):
+        os.unlink(os.path.basename(path), dir_fd=dir_fd)
 
 
 def _attested(reading: Reading, uid: int) -> Reading:

@@ -312,7 +312,7 @@ class Snapshot:
         duration_seconds: What making it took.
         ranks: By run, then rank; no two share both.
         superseded: Dead or older incarnations whose run and rank a rank in `ranks` has now.
-        refused: Files that could not be read this time.
+        refused: Files that could not be read this time, a hundred at most.
         segments: Files read.
         refused_total: Refusals since the observer began, by reason; every reason present.
         stale_reads_total: Slots served from the last good read because a writer was in the middle.

@@ -4,7 +4,8 @@ torch 2.6 and newer name it `pt_data_worker`. A process has that name from its p
 executes another program: what a worker has forked is no worker.
 
 Some of /proc is read under a lock of the process that it is about, which one that is stuck may hold
-for ever, and names of users may come from the network: a thread of its own does all of it.
+for ever, and names of users may come from the network: a thread of its own does all of it, and what
+it saw is told for a minute.
 
 Runs in: agent. On failure: what cannot be read is left out, or None.
 """
@@ -12,11 +13,12 @@ Runs in: agent. On failure: what cannot be read is left out, or None.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pwd
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -33,6 +35,9 @@ LOOK_SECONDS = 5.0
 SETTLED_SECONDS = 8.0
 """How old a worker must be: who reads segments may not have seen those of a younger one yet, in a
 container above all, which is looked for every five seconds."""
+
+STALE_SECONDS = 60.0
+"""What was found is told for so long: a look that takes longer is one that hangs."""
 
 KEPT_GROUPS = 256
 """Of so many users and scripts the totals are kept while they have no worker."""
@@ -77,21 +82,29 @@ class _Total:
 class Finder:
     """Keeps looking for unobserved workers."""
 
-    def __init__(self, look_seconds: float = LOOK_SECONDS, scanner: Scanner | None = None) -> None:
+    def __init__(
+        self,
+        look_seconds: float = LOOK_SECONDS,
+        scanner: Scanner | None = None,
+        scan: Callable[[], None] | None = None,
+    ) -> None:
         """Prepare; nothing is looked for before `start`.
 
         Args:
             look_seconds: From one look to the next.
-            scanner: Scans them for PSS and USS, in the thread that looks; None for neither.
+            scanner: Scans them for PSS and USS; None for neither.
+            scan: Has the scanner run, elsewhere if no look is to wait for one that is stuck; None
+                to run it in the thread that looks.
         """
         self._scanner = scanner
+        self._scan = scan or (scanner.run if scanner else lambda: None)
         self._every = look_seconds
         self._due = Due()
         self._known: dict[int, _Worker] = {}
         self._ended: dict[tuple[str, str], _Total] = {}
         self._observed: frozenset[int] = frozenset()
         self._told = False
-        self._found: tuple[Unobserved, ...] = ()
+        self._found: tuple[float, tuple[Unobserved, ...]] = (-math.inf, ())
         self._failed = False
         self._aside = Aside("dlmon-unobserved", self._turn)
 
@@ -104,7 +117,7 @@ class Finder:
         self._aside.close()
 
     def now(self, observed: Iterable[int]) -> tuple[Unobserved, ...]:
-        """Return what was found last.
+        """Return what was found last; nothing if that is too long ago.
 
         Args:
             observed: pids of the workers that are observed; told once, that is known of a process
@@ -112,7 +125,8 @@ class Finder:
         """
         self._observed = self._observed.union(observed)
         self._told = True
-        return self._found
+        when, found = self._found
+        return found if time.monotonic() - when < STALE_SECONDS else ()
 
     def scan(self) -> tuple[Unobserved, ...]:
         """Look once."""
@@ -129,16 +143,17 @@ class Finder:
                 found[self._known[pid].group].append(one)
         if self._scanner is not None:
             self._scanner.keep([worker.pid for group in found.values() for worker in group])
-            self._scanner.run()
+        self._scan()
         return self._groups(found)
 
     def _turn(self) -> float:
         if not self._told:  # or everybody would be unobserved at first
             return _UNTOLD_SECONDS
+        began = time.monotonic()
         try:
-            self._found = self.scan()
+            self._found = (began, self.scan())
         except Exception:
-            self._found = ()
+            self._found = (began, ())
             if not self._failed:
                 self._failed = True
                 logger.exception("the search for unobserved workers failed")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Collection, Hashable
+from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -51,13 +51,18 @@ class _Look:
 class Usages:
     """Remembers what each process uses, and looks again when it is time to."""
 
-    def __init__(self, scanner: Scanner | None = None) -> None:
+    def __init__(
+        self, scanner: Scanner | None = None, scan: Callable[[], None] | None = None
+    ) -> None:
         """Start with nothing.
 
         Args:
             scanner: Scans for PSS and USS; None for neither.
+            scan: Has the scanner run, elsewhere if `finish` must not wait; None to run it there.
         """
         self._scanner = scanner
+        self._scan = scan or (scanner.run if scanner else lambda: None)
+        self._spared: set[Hashable] = set()
         interval = scanner.interval_seconds if scanner else INTERVAL_SECONDS
         self._interval = min(INTERVAL_SECONDS, interval)
         self._looks: dict[Hashable, _Look] = {}
@@ -94,14 +99,15 @@ class Usages:
         return Usage(read_bytes=self._read.total(key), major_faults=self._faults.total(key))
 
     def spare(self, keys: Collection[Hashable]) -> None:
-        """Scan none of these in the next `finish`."""
-        if self._scanner is not None:
-            self._scanner.spare(keys)
+        """Have none of these scanned from the next `finish` to the one after it."""
+        self._spared.update(keys)
 
     def finish(self) -> None:
         """Do what is dear, after all that others wait for."""
         if self._scanner is not None:
-            self._scanner.run()
+            self._scanner.spare(self._spared)
+            self._spared.clear()
+        self._scan()
 
     def keep(self, keys: set[Hashable]) -> None:
         """Forget every key not among `keys`."""

@@ -5,6 +5,7 @@ Runs in: rank (choosing, making, cleaning) and agent (finding).
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -81,15 +82,17 @@ def user_names(directory: str | int) -> Iterator[str]:
                 yield entry.name
 
 
-def segment_names(directory: str | int) -> list[str]:
+def segment_names(directory: str | int, most: int | None = None) -> list[str]:
     """Return the names of the finished segments in `directory`, sorted; empty if unreadable.
 
     Args:
         directory: A path or a descriptor.
+        most: How many names at most; None for all.
     """
     try:
         with os.scandir(directory) as entries:
-            return sorted(e.name for e in entries if e.name.endswith(SUFFIX) and e.name[0] != ".")
+            names = (e.name for e in entries if e.name.endswith(SUFFIX) and e.name[0] != ".")
+            return sorted(itertools.islice(names, most))
     except OSError:
         return []
 

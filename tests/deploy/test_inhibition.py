@@ -14,8 +14,9 @@ import pytest
 from dlmon.gen.rules.alerts import ALERTS
 from dlmon.gen.rules.model import Alert as Rule
 from tests.conftest import require_tool
-from tests.e2e.alerting import free_address, server
+from tests.e2e.alerting import server
 from tests.jobs import wait_for
+from tests.ports import HOST, free_ports
 from tools.stack import configuration, servers
 from tools.stack.notifications import Alert, Receiver
 
@@ -109,7 +110,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, st
             return all(case.labels(case.louder) in found for case in CASES)
 
     with contextlib.closing(Receiver(take)) as receiver:
-        address = free_address()
+        address = f"{HOST}:{free_ports(1)[0]}"
         place = configuration.Place([], address, webhook=receiver.url, faster=FASTER)
         _, config = configuration.write(folder, place)
         with server(servers.alertmanager, config, address):

@@ -301,6 +301,33 @@ def test_links_in_a_container_lead_nowhere(tmp_path: Path, segment_dir: Path) ->
         os.close(root)
 
 
+def test_a_directory_that_is_not_in_memory_is_not_gone_to(
+    tmp_path: Path, segment_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On storage that does not answer that could take for ever."""
+    disk = tmp_path.stat().st_dev
+    if disk == os.stat("/dev/shm").st_dev:
+        pytest.skip("temporary files are in shared memory here")
+    own = f"mount --bind {tmp_path} /dev/shm; mkdir {segment_dir}; echo there; exec sleep 600"
+    gone_to: list[int] = []
+    below = containers._below
+
+    def record(root: int, path: str) -> int:
+        gone_to.append(os.stat("dev/shm", dir_fd=root).st_dev)
+        return below(root, path)
+
+    monkeypatch.setattr(containers, "_below", record)
+    with subprocess.Popen([*NAMESPACES, "sh", "-ec", own], stdout=subprocess.PIPE) as held:
+        try:
+            assert held.stdout is not None
+            assert held.stdout.readline() == b"there\n"
+            found = [place.path for place in Containers([str(segment_dir)]).look()]
+        finally:
+            held.kill()
+    assert [path for path in found if segment_dir.name in path] == []
+    assert disk not in gone_to
+
+
 def test_a_link_instead_of_a_users_directory_is_not_followed(
     start: Starter, segment_dir: Path
 ) -> None:

@@ -202,6 +202,22 @@ def test_without_nvml_there_is_nothing_and_the_binding_is_not_even_loaded(tmp_pa
         assert (answer["gpus"], answer["nvml"]) == ([], False)
 
 
+def test_a_driver_that_is_installed_later_is_found(
+    fake_gpus: FakeGpus, nvml_library: Path, tmp_path: Path
+) -> None:
+    fake_gpus.has(gpu_line())
+    folder = tmp_path / "driver"
+    folder.mkdir()
+    library = folder / "libnvidia-ml.so.1"
+    library.write_text("no library, and none behind it is looked for")
+    with looking({**fake_gpus.environment, "LD_LIBRARY_PATH": str(folder)}) as look:
+        wait_for(lambda: "looked for again every" in look.ask()["say"], "a reason")
+        whole = folder / "whole"
+        shutil.copy(nvml_library / library.name, whole)
+        whole.replace(library)
+        look.until(bool)
+
+
 # --- which of them get series ---
 
 

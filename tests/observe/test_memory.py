@@ -223,12 +223,13 @@ def test_a_scan_at_once_ends_with_its_budget(monkeypatch: pytest.MonkeyPatch) ->
     assert world.run(1, *range(1, 10)) == [1, 2, 3]
 
 
-def test_who_is_spared_is_scanned_at_the_next_run(world: World) -> None:
+def test_who_is_spared_is_scanned_once_it_is_not_any_more(world: World) -> None:
     world.run(1, 7)
     world.now += INTERVAL
     world.scanner.spare(["worker 7"])
     world.scanner.run()
     assert world.scans == []
+    world.scanner.spare([])
     world.scanner.run()
     assert len(world.scans) == 1
 

@@ -146,6 +146,28 @@ def test_a_link_in_place_of_a_users_directory_is_not_followed(segment_dir: Path)
     assert (snapshot.segments, snapshot.refused) == (0, ())
 
 
+def test_a_directory_that_is_exchanged_while_a_file_of_it_is_removed_costs_nobody_else_a_file(
+    segment_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, elsewhere = of_user(segment_dir, os.getuid()), segment_dir / "elsewhere"
+    elsewhere.mkdir()
+    forge.put(own, forge.forge(cells={(0, "goodbye"): 1}), "a.seg")
+    theirs = put(elsewhere, "a")
+    unlink = os.unlink
+
+    def exchange(path: str, *, dir_fd: int | None = None) -> None:
+        own.rename(segment_dir / "aside")
+        own.symlink_to(elsewhere)
+        unlink(path, dir_fd=dir_fd)
+
+    with observer(segment_dir) as observing:
+        monkeypatch.setattr(os, "unlink", exchange)
+        observing.observe()
+        monkeypatch.undo()
+    assert theirs.exists()
+    assert os.listdir(segment_dir / "aside") == []
+
+
 @root_only
 def test_what_another_user_claims_is_not_added_to_a_rank(segment_dir: Path, locker: Locker) -> None:
     """Run, rank and root can be copied by anyone; the owner of a file cannot."""
@@ -200,6 +222,25 @@ def test_loaders_past_a_ranks_limit_are_left_out_and_counted_once(segment_dir: P
             assert [loader.name for loader in forged.loaders] == ["a", "b"]
             assert [loader.name for loader in another.loaders] == ["d"]
         assert observing.observe().dropped_total == {"user": 0, "rank": 1}
+
+
+def test_a_loader_of_another_name_at_each_look_is_not_remembered_for_ever(
+    segment_dir: Path,
+) -> None:
+    """Neither what is held at its highest nor what is kept of segments that have gone."""
+    put(segment_dir, "stays", loader="stays")
+    changing = put(segment_dir, "changing")
+    with closing(Observer([str(segment_dir)], loaders_per_rank=2)) as observing:
+        for number in range(20):
+            info = {**forge.INFO, "loader": str(number)}
+            changing.write_bytes(forge.forge(info=info))  # in place: the observer has it open
+            forge.put(segment_dir, forge.forge(info=info, cells={(0, "goodbye"): 1}), "over.seg")
+            names = [loader.name for loader in only_rank(observing.observe()).loaders]
+            assert names == [str(number), "stays"]
+        (highest,) = observing._highest.values()
+        (retired,) = observing._retired._loaders.values()
+    assert list(highest) == ["17", "18", "19", "stays"]
+    assert list(retired) == ["16", "17", "18", "19"]
 
 
 def test_an_observer_keeps_one_descriptor_for_each_segment(segment_dir: Path) -> None:

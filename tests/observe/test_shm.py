@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -18,9 +18,9 @@ MB = 1 << 20
 OTHER = "mount -t tmpfs -o size=3m own /dev/shm && head -c 1048576 /dev/zero > /dev/shm/x && echo"
 
 
-@pytest.fixture
-def elsewhere() -> Iterator[int]:
-    """The pid of a process in a mount namespace with a /dev/shm of its own: 3 MB, 1 MB in use."""
+@contextmanager
+def namespace() -> Iterator[int]:
+    """Yield the pid of a process with a /dev/shm of its own: 3 MB, 1 MB in use."""
     command = ["unshare", "--mount", "sh", "-c", f"{OTHER}; exec sleep 600"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
@@ -30,6 +30,12 @@ def elsewhere() -> Iterator[int]:
             yield process.pid
         finally:
             process.kill()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[int]:
+    with namespace() as pid:
+        yield pid
 
 
 def test_who_sees_what_this_process_sees_is_answered_at_once() -> None:
@@ -61,6 +67,30 @@ def test_storage_that_does_not_answer_keeps_nobody_waiting(elsewhere: int) -> No
         assert memory.seen_by(os.getpid()) is not None
         answers.set()
         wait_for(lambda: memory.seen_by(elsewhere) == Shm(2, 1), "the answer")
+
+
+def test_a_namespace_whose_storage_does_not_answer_costs_no_other_its_values(
+    elsewhere: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    answers = threading.Event()
+
+    def look(pid: int) -> Shm | None:
+        asked.append(pid)
+        if pid == elsewhere:
+            answers.wait(60)
+        return Shm(2, 1)
+
+    monkeypatch.setattr(shm, "LOOK_SECONDS", 0.01)
+    with namespace() as other, closing(SharedMemory(look)) as memory:
+        assert memory.seen_by(elsewhere) is None
+        wait_for(lambda: asked == [elsewhere], "a look that hangs")
+        wait_for(lambda: memory.seen_by(other) == Shm(2, 1), "the answer of the other")
+        wait_for(lambda: asked.count(other) > 3, "further looks")
+        assert memory.seen_by(elsewhere) is None
+        assert asked.count(elsewhere) == 1, "nobody else is sent where one hangs"
+        answers.set()
+        wait_for(lambda: memory.seen_by(elsewhere) == Shm(2, 1), "its answer")
 
 
 def test_an_answer_is_not_told_for_ever(elsewhere: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,17 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from dlmon.agent.admission import MOST_UNOBSERVED, Detail, admit
 from dlmon.catalog import Subject, series_per
-from dlmon.observe import unobserved
+from dlmon.observe import memory, unobserved
 from dlmon.observe.due import Due
 from dlmon.observe.memory import Scanner
+from dlmon.observe.scans import Scans
 from dlmon.observe.snapshot import Unobserved, UnobservedWorker
 from dlmon.observe.unobserved import Finder, script_of
 from tests.agent.samples import make_snapshot, make_unobserved
@@ -250,6 +253,40 @@ def test_a_search_that_fails_is_logged_once_and_goes_on(
     wait_for(lambda: len(looks) > 2, "further looks")
     assert finder_in_thread.now(()) == ()
     assert len([record for record in caplog.records if "unobserved" in record.message]) == 1
+
+
+def test_a_process_whose_command_line_never_comes_costs_all_their_values_but_tells_no_old_ones(
+    finder_in_thread: Finder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = (make_unobserved(),)
+    hangs, asked = threading.Event(), threading.Event()
+
+    def looks() -> tuple[Unobserved, ...]:
+        if asked.is_set():
+            hangs.wait(60)
+        asked.set()
+        return found
+
+    monkeypatch.setattr(finder_in_thread, "scan", looks)
+    wait_for(lambda: finder_in_thread.now(()) == found, "what is found")
+    monkeypatch.setattr(unobserved, "STALE_SECONDS", 0.1)
+    wait_for(lambda: finder_in_thread.now(()) == (), "its end")
+    hangs.set()
+
+
+def test_workers_are_shown_while_the_scan_of_one_waits(
+    run_job: JobStarter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(run_job)
+    hangs = threading.Event()
+    monkeypatch.setattr(memory, "scan", lambda _: hangs.wait(60) and None)
+    scanner = Scanner(0.1, 0.5)
+    with closing(Scans(scanner)) as scans:
+        finder = Finder(scanner=scanner, scan=scans.run)
+        until(finder, UNSEEN, lambda workers: len(workers) == 2 and scanner.under_way is not None)
+        for _ in range(3):
+            until(finder, UNSEEN, lambda workers: len(workers) == 2)
+        hangs.set()
 
 
 def test_of_many_scripts_those_with_the_most_workers_have_series() -> None:
