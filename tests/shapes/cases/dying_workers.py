@@ -55,7 +55,7 @@ class Dies(Dataset[torch.Tensor]):
 
 
 def dying(death: str, method: str = "fork", **options: Any) -> DataLoader[Any]:
-    """Return a loader that notices a death after a second, and nowhere but in next().
+    """Return a loader that notices a death nowhere but in next(); `ending` says how soon.
 
     SIGCHLD would have torch raise wherever the loop is; it must be blocked. A forkserver that is
     started then inherits that, and never learns of a death: it must be there before.
@@ -63,9 +63,8 @@ def dying(death: str, method: str = "fork", **options: Any) -> DataLoader[Any]:
     if method == "forkserver":
         forkserver.ensure_running()
     event = multiprocessing.get_context(method).Event()
-    return DataLoader(
-        Dies(death, event), num_workers=2, multiprocessing_context=method, timeout=1, **options
-    )
+    options.update(num_workers=2, multiprocessing_context=method, timeout=FOREVER_SECONDS)
+    return DataLoader(Dies(death, event), **options)
 
 
 def ending(loader: DataLoader[Any]) -> tuple[list[Any], object, list[int | None]]:
@@ -81,6 +80,7 @@ def ending(loader: DataLoader[Any]) -> tuple[list[Any], object, list[int | None]
             if len(seen) == 3:
                 dataset.event.set()
                 workers[1].join()
+                iterator._timeout = 1  # now there is nothing to wait for but to look who is dead
         how: object = "no error"
     except RuntimeError as error:
         how = told(error)

@@ -15,6 +15,7 @@ from tests.shapes.records import told
 from tests.shapes.table import case, each
 
 FOREVER_SECONDS = 60
+SOON_SECONDS = 1
 
 
 class Waits(Dataset[torch.Tensor]):
@@ -32,12 +33,21 @@ class Waits(Dataset[torch.Tensor]):
         return torch.tensor(index)
 
 
+def patient(dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
+    """Return a loader whose iterators have a timeout, of SOON_SECONDS once they are told.
+
+    Not from the start: on a busy machine it takes workers longer to start and to deliver.
+    """
+    return DataLoader(dataset, timeout=FOREVER_SECONDS, **options)
+
+
 @case(each(workers=[1, 2]), counted=True)
 def a_timeout_that_fires(workers: int) -> object:
     event = multiprocessing.Event()
-    loader = named(DataLoader(Waits(event, at=2), num_workers=workers, timeout=1), "train")
-    iterator = iter(loader)
+    loader = named(patient(Waits(event, at=2), num_workers=workers), "train")
+    iterator: Any = iter(loader)
     seen: list[object] = [next(iterator), next(iterator)]
+    iterator._timeout = SOON_SECONDS
     try:
         next(iterator)
     except RuntimeError as error:
@@ -63,15 +73,17 @@ def a_timeout_that_fires(workers: int) -> object:
 def going_on_after_a_timeout() -> object:
     """The batch is not lost: the next `next()` has it."""
     event = multiprocessing.Event()
-    loader = named(DataLoader(Waits(event, at=1), num_workers=1, timeout=1), "train")
-    iterator = iter(loader)
+    loader = named(patient(Waits(event, at=1), num_workers=1), "train")
+    iterator: Any = iter(loader)
     seen: list[object] = [next(iterator)]
+    iterator._timeout = SOON_SECONDS
     for _ in range(2):
         try:
             next(iterator)
         except RuntimeError as error:
             seen.append(told(error))
     event.set()
+    iterator._timeout = FOREVER_SECONDS
     seen += list(iterator)
     expect(
         "train",
@@ -209,9 +221,12 @@ def unbatched(samples: Any) -> Any:
 
 @case(counted=True)
 def what_cannot_be_sent() -> object:
-    loader = DataLoader(Unsendable(4), num_workers=1, collate_fn=unbatched, timeout=2)
-    iterator = iter(named(loader, "train"))
+    loader = patient(Unsendable(4), num_workers=1, collate_fn=unbatched)
+    iterator: Any = iter(named(loader, "train"))
     seen: list[object] = [next(iterator), next(iterator)]
+    # The sample behind it has come: why this one cannot be sent was printed before.
+    iterator._worker_result_queue._reader.poll(FOREVER_SECONDS)
+    iterator._timeout = SOON_SECONDS
     try:
         next(iterator)
     except RuntimeError as error:
