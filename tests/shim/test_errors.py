@@ -103,8 +103,9 @@ def test_errors_are_counted_by_kind_and_exits_by_reason(
     assert message in told["message"]
     assert told["delivered"] == list(range(len(told["delivered"])))
     seen = loader(observe(segment_dir), "train")
-    assert seen.batches == len(told["delivered"])
-    # torch's signal handler for the end of a worker may raise in the loop's own step as well.
+    # torch's signal handler for the end of a worker may raise in the loop's own step as well, also
+    # before the loop has noted the batch that was just counted.
+    assert seen.batches - len(told["delivered"]) in ((0,) if told["in_next"] else (0, 1))
     counted = {kind: 1} if told["in_next"] else {}
     assert {name: count for name, count in seen.errors.items() if count} == counted
     assert seen.timeouts == (kind == "timeout")
