@@ -12,6 +12,7 @@ from tests.jobs import JobStarter, wait_for
 from tests.observing import facts, loader, observe, observer
 
 TOLERANCE = 0.01  # of wall time
+JOB_SECONDS = 250  # half a minute, and its spawned workers' imports of torch on a busy machine
 
 JOB = """
     import json
@@ -113,6 +114,7 @@ JOB = """
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * JOB_SECONDS + 60)
 def test_phases_are_those_of_the_loops_own_clock(run_job: JobStarter, segment_dir: Path) -> None:
     jobs = {}
     for method in ("fork", "spawn"):  # both at once: mostly they sleep
@@ -121,6 +123,7 @@ def test_phases_are_those_of_the_loops_own_clock(run_job: JobStarter, segment_di
         source = JOB.replace("METHOD", repr(method))
         jobs[method] = run_job(source, env={"DLMON_DIR": str(directory)})
     for method, job in jobs.items():
+        job.wait_for_output("FACTS", deadline=JOB_SECONDS)
         counted = facts(job)
         wall = counted["wall"]
         snapshot = observe(segment_dir / method)
@@ -149,17 +152,24 @@ PERSISTENT = """
 
     from torch.utils.data import DataLoader
 
+    now = time.monotonic
+
 
     def main():
         loader = DataLoader(list(range(40)), num_workers=1, persistent_workers=True)
+        gap = 0.0
         for epoch in range(2):
+            steps = []
             for number, _ in enumerate(loader):
+                begun = now()
                 time.sleep(0.05)
+                steps.append(now() - begun)
                 if epoch == 0 and number == 19:
                     break
             time.sleep(2)
-            print("FACTS {}", flush=True)
+            print("FACTS", json.dumps({"steps": steps, "gap": gap}), flush=True)
             input()
+            gap = now() - begun
 
 
     if __name__ == "__main__":
@@ -170,19 +180,24 @@ PERSISTENT = """
 def test_what_follows_a_break_is_pause_and_no_counter_goes_down(
     run_job: JobStarter, segment_dir: Path
 ) -> None:
-    """With persistent workers nothing shows a break until the next iter()."""
+    """With persistent workers nothing shows a break until the next iter().
+
+    How long the loop worked before it cannot be told: the last step is taken for a usual one.
+    """
     job = run_job(PERSISTENT)
-    facts(job)
+    *closed, _ = facts(job)["steps"]
+    usual = sum(closed) / len(closed)
     with observer(segment_dir) as observing:
         broken = loader(observing.observe(), "loader")
         assert broken.phase is Phase.STEP
-        assert broken.phase_seconds[Phase.STEP] == pytest.approx(20 * 0.05, rel=0.2)
+        assert broken.phase_seconds[Phase.STEP] == pytest.approx(sum(closed) + usual, abs=0.1)
         job.tell()
-        facts(job, 2)
+        told = facts(job, 2)
         over = loader(observing.observe(), "loader")
     assert over.phase is Phase.IDLE
-    assert over.phase_seconds[Phase.PAUSE] >= 1.9
-    assert over.phase_seconds[Phase.STEP] == pytest.approx(60 * 0.05, rel=0.2)
+    assert over.phase_seconds[Phase.PAUSE] == pytest.approx(told["gap"] - usual, abs=0.1)
+    steps = sum(closed) + usual + sum(told["steps"])
+    assert over.phase_seconds[Phase.STEP] == pytest.approx(steps, abs=0.2)
     assert all(over.phase_seconds[p] >= s for p, s in broken.phase_seconds.items())
     job.tell()
     job.finish()
@@ -235,11 +250,15 @@ def test_wait_goes_on_rising_while_next_is_blocked(
         def waited() -> float:
             return loader(observing.observe(), "loader").phase_seconds[Phase.WAIT]
 
+        def fetched() -> float:
+            seen = loader(observing.observe(), "loader")
+            return sum(worker.fetch_seconds for worker in seen.workers)
+
         first = wait_for(waited, "wait that is shown")
         assert loader(observing.observe(), "loader").phase is Phase.WAIT
         second = wait_for(lambda: (w := waited()) > first + 0.5 and w, "rising wait")
-        fetching = loader(observing.observe(), "loader")
-        assert sum(w.fetch_seconds for w in fetching.workers) > (0.5 if workers else -1)
+        if workers:
+            wait_for(lambda: fetched() > 0.5, "fetch that is shown")
         fifo.open("w").close()
         job.wait_for_output("done")
         assert waited() >= second
