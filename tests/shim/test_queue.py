@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -57,9 +59,8 @@ JOB = """
                 time.sleep(0.005)
                 if number % 10 == 0 and number <= 30:
                     print("FACTS {}", flush=True)
-                    input()  # the workers are stopped now
-                    print("FACTS", json.dumps({"held": held(loader._iterator)}), flush=True)
-                    input()  # and go on
+                    while input() == "stopped":  # the workers are
+                        print("FACTS", json.dumps({"held": held(loader._iterator)}), flush=True)
                 if number == 35:
                     break
         print("FACTS {}", flush=True)
@@ -92,25 +93,32 @@ def test_ready_is_what_the_queues_hold_also_after_a_broken_epoch(
     run_job: JobStarter, segment_dir: Path
 ) -> None:
     job = run_job(JOB)
-    told = 0
+    numbers = itertools.count(1)
     reordered = 0
     with observer(segment_dir) as observing:
+
+        def balanced(workers: list[int]) -> list[Loader]:
+            """Compare while nothing moves; what a worker has counted it may not have sent yet."""
+            stale = observing.observe().stale_reads_total
+            with stopped(workers):
+                job.tell("stopped")
+                held = facts(job, next(numbers))["held"]
+                snapshot = observing.observe()
+            if snapshot.stale_reads_total > stale:  # one was stopped while it counted
+                return []
+            seen = loader(snapshot, "train")
+            assert held <= seen.ready <= held + len(workers)
+            assert seen.ready <= seen.outstanding <= seen.capacity == 12
+            return [seen] if seen.ready == held else []
+
         for _ in range(6):  # three times in each of two epochs
-            told += 1
-            facts(job, told)
+            facts(job, next(numbers))
             workers = [w.pid for w in loader(observing.observe(), "train").workers if w.pid]
             assert len(workers) == 3
-            with stopped(workers):
-                job.tell()
-                told += 1
-                held = facts(job, told)["held"]
-                seen = loader(observing.observe(), "train")
-            assert seen.ready == held
-            assert seen.ready <= seen.outstanding <= seen.capacity == 12
+            (seen,) = wait_for(functools.partial(balanced, workers), "balance of stopped workers")
             reordered += seen.reorder or 0
             job.tell()
-        told += 1
-        facts(job, told)
+        facts(job, next(numbers))
     assert reordered > 0  # the uneven worker did hold some back
     job.tell()
     job.finish()
