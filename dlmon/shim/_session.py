@@ -24,6 +24,10 @@ from dlmon.shim._torch_names import WORKER_LOOP
 _GENERATION = layout.cell_index(0, "generation")
 _HOOKS = layout.cell_index(0, "hooks")
 
+LOCK_SECONDS = 1.0
+"""How long an iterator waits for others to be begun before it goes unobserved: what holds a thread
+up while it begins one may wait for this thread."""
+
 
 class Session:
     """What `instrument()` decided, and everything that this process records.
@@ -102,8 +106,7 @@ class Session:
             return  # a signal handler or finalizer iterates while this thread is in here already
         lock, taken = self._lock, None
         try:
-            # What holds another thread up in here may wait for this one: then this goes unobserved.
-            if lock.acquire(timeout=1):
+            if lock.acquire(timeout=LOCK_SECONDS):
                 self._building_thread = me
                 taken = self._take(iterator, loader)
         finally:

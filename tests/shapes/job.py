@@ -47,6 +47,10 @@ def main() -> None:
     # A forkserver imports it once, not every worker anew, for seconds; spawn's workers do.
     multiprocessing.set_forkserver_preload(["torch"])
     cases = table()
+    if _observed():
+        from dlmon.shim import _session
+
+        _session.LOCK_SECONDS = 30  # no thread that is slow costs another its observation
     gc.freeze()  # else every look at what is left walks all that torch's import has made
     _answer({READY: _observed()})
     while line := sys.stdin.readline():

@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 
 import dlmon
 from dlmon.segment import writer
-from dlmon.shim import _guard
+from dlmon.shim import _guard, _session
 from tests.observing import FACTS
 from tests.shim import patching, tallying
 from tests.shim.modelled import Counts, Iteration, Loader, Samples, Spec
@@ -377,6 +377,7 @@ def explore(machine: type[Interleaving], *, interleavings: int, steps: int, seco
     """
     faulthandler.register(signal.SIGALRM, chain=True)
     signal.alarm(seconds)
+    _session.LOCK_SECONDS = 30  # no thread that is slow costs another its observation
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most_files, 8192), most_files))
     run_state_machine_as_test(
