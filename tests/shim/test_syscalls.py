@@ -14,6 +14,7 @@ from tests.conftest import require_tool
 from tests.jobs import JobStarter
 
 BATCHES = 1000
+TRACE_SECONDS = 250  # under strace the import of torch alone can take a minute
 
 TRACED = """
     import os
@@ -95,7 +96,7 @@ def trace(strace: Path, run_job: JobStarter, folder: Path, *, observed: bool) ->
         TRACED.format(batches=BATCHES),
         env={"STRACE": str(strace), "TRACE": str(folder / "t"), "OBSERVED": str(int(observed))},
     )
-    job.finish()
+    job.finish(deadline=TRACE_SECONDS)
     found: Calls = {}
     for file in folder.iterdir():
         found.update(_marked(file.read_text(errors="replace").splitlines()))
@@ -118,6 +119,7 @@ def _marked(lines: list[str]) -> Iterator[tuple[str, Counter[str]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * TRACE_SECONDS + 100)
 def test_a_batch_costs_no_system_call(strace: Path, run_job: JobStarter, tmp_path: Path) -> None:
     """The clock is read in user space; with workers, what torch itself calls is all there is.
 
