@@ -48,12 +48,14 @@ class Outcome:
         swallowed: Errors inside the shim.
         own_frames: Of dlmon's in the traceback of what the case raised.
         wrong: What dlmon counted and should not have, or the other way round.
+        hangs: There is no end.
     """
 
     same: dict[str, Any] | str = ""
     swallowed: int = 0
     own_frames: int = 0
     wrong: list[str] = field(default_factory=list)
+    hangs: bool = False
 
 
 class Way:
@@ -145,7 +147,8 @@ class _Running:
                 wrong += self._wrong(said["look"])
                 self._job.tell()
         except pytest.fail.Exception as failure:  # it hangs, or the job has ended
-            return Outcome(self._last_words(str(failure)))
+            hangs = not self._job.ended()
+            return Outcome(self._last_words(str(failure)), hangs=hangs)
         outcome = Outcome(**said["record"])
         assert isinstance(outcome.same, dict)
         outcome.wrong = wrong + self._wrong(outcome.same["expected"])

@@ -15,6 +15,9 @@ from tests.jobs import JobStarter
 from tests.shapes.driver import Outcome, Way, differences
 from tests.shapes.table import Case, table
 
+# A way that hangs is noticed by the case's own deadline; of each there are three, perhaps twice.
+pytestmark = pytest.mark.timeout(900)
+
 MOST_OWN_FRAMES = 3
 """Of dlmon in a traceback: for `__next__` one, for `fetch` one, for the first `fetch` another."""
 
@@ -30,12 +33,26 @@ class Ways:
         self._done: dict[str, dict[str, Outcome]] = {}
 
     def outcomes(self, case: Case) -> Mapping[str, Outcome]:
-        """Run a case every way, unless that was done, and return what came of it."""
+        """Run a case every way, unless that was done, and return what came of it.
+
+        A worker that is forked while another thread holds a lock, of C's or of the interpreter's,
+        waits for it for ever. That is torch alone: if the job without dlmon hangs, and only then,
+        nothing can be compared, and all of them try once more.
+        """
         if case.id not in self._done:
-            for way in self.all:
-                way.begin(case)
-            self._done[case.id] = {way.name: way.finish(case) for way in self.all}
+            outcomes = self._run(case)
+            if outcomes["bare"].hangs:
+                for way in self.all:
+                    assert_ends_well(way)
+                    way.close()
+                outcomes = self._run(case)
+            self._done[case.id] = outcomes
         return self._done[case.id]
+
+    def _run(self, case: Case) -> dict[str, Outcome]:
+        for way in self.all:
+            way.begin(case)
+        return {way.name: way.finish(case) for way in self.all}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +64,13 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ways]:
     yield running
     for way in running.all:
         way.close()
+
+
+def assert_ends_well(way: Way) -> None:
+    """End a job, if there is one: no error was swallowed in any process, no segment is left."""
+    rank = way.rank()
+    assert rank is None or rank.shim_errors == 0
+    assert way.end() == []
 
 
 def listed(**wanted: bool) -> list[Any]:
@@ -84,6 +108,4 @@ def test_dlmon_counts_what_the_loop_counts(case: Case, ways: Ways) -> None:
 
 def test_no_error_was_swallowed_in_any_process_and_no_segment_is_left(ways: Ways) -> None:
     for way in ways.all:
-        rank = way.rank()
-        assert rank is None or rank.shim_errors == 0
-        assert way.end() == []
+        assert_ends_well(way)
