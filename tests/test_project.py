@@ -23,6 +23,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILD_SECONDS = 250
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -138,13 +139,13 @@ def test_scripts_can_be_run_and_parse(script: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * BUILD_SECONDS + 100)
 def test_the_wheel_holds_what_the_package_needs(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)],
-        check=True,
-        capture_output=True,
-        timeout=110,
-    )
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=BUILD_SECONDS)
+    except subprocess.SubprocessError:  # it fetches hatchling from the index, which may fail once
+        subprocess.run(command, check=True, capture_output=True, timeout=BUILD_SECONDS)
     (wheel,) = tmp_path.glob("*.whl")
     shipped = set(
         subprocess.run(

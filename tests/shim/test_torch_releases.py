@@ -166,9 +166,12 @@ def fetch() -> str:
     if sources.newest_fetched().keys() >= set(MINORS):
         return ""
     command = [sys.executable, "-m", "tools.torch_releases", "--fetch"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"the index did not give them within {FETCH_SECONDS} s"
     said = (done.stdout + done.stderr).strip()
     return said.splitlines()[-1] if said else "the index has no wheel for this Python"
 
