@@ -30,8 +30,9 @@ JOB = """
 
 
     class Map(Dataset):
-        def __init__(self, fault="", resume=-1):
+        def __init__(self, fault="", begun=-1, resume=-1):
             self.fault = fault
+            self.begun = begun
             self.resume = resume
 
         def __len__(self):
@@ -43,6 +44,7 @@ JOB = """
             if index == 5 and self.fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if index == 5 and self.fault == "wait":
+                os.write(self.begun, b".")
                 os.read(self.resume, 1)
             return torch.tensor(index)
 
@@ -70,12 +72,14 @@ JOB = """
         return True
 
 
-    def loop(name, loader, *, epochs=1, first=None, keep=None):
+    def loop(name, loader, *, epochs=1, first=None, keep=None, begun=None):
         dlmon.name(loader, name)
         DELIVERED[name] = []
         for epoch in range(epochs):
             got = []
             iterator = iter(loader)
+            if begun is not None:
+                os.read(begun, 1)
             while step(iterator, got) and (epoch or len(got) != first):
                 pass
             DELIVERED[name].append(got)
@@ -93,11 +97,12 @@ JOB = """
         loop("raise 0", DataLoader(Map("raise"), batch_size=2))
         loop("raise 2", DataLoader(Map("raise"), batch_size=2, num_workers=2))
         loop("kill", DataLoader(Map("kill"), batch_size=10, num_workers=1))
-        reader, writer = os.pipe()
-        waits = DataLoader(Map("wait", reader), batch_size=10, num_workers=1, timeout=1)
+        (begun, begins), (resume, resumes) = os.pipe(), os.pipe()
+        waits = DataLoader(Map("wait", begins, resume), batch_size=10, num_workers=1, timeout=1)
         kept = []
-        loop("timeout", waits, keep=kept)  # else torch would wait 5 s for the worker's end
-        os.write(writer, b".")
+        # Kept, else torch would wait 5 s for the worker's end. It is in its fetch by then.
+        loop("timeout", waits, keep=kept, begun=begun)
+        os.write(resumes, b".")
         kept.clear()  # the cycle that a worker's exception leaves holds this frame
 
 
