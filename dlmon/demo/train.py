@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from ctypes import c_longlong
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
@@ -230,9 +231,12 @@ def train(training: Training, epochs: int | None, restart: bool) -> None:
             # batch out of that worker's memory: then the connection to it breaks first.
             if not restart:
                 raise
-            print(f"epoch {training.epoch.value:3}   {type(error).__name__}: {error}")
-            print("            given up; going on with the next epoch and new workers")
-            train_loader = training.train_loader()
+            for _ in range(2):  # torch's handler of SIGCHLD may tell of the same death once more
+                with suppress(RuntimeError):
+                    train_loader = training.train_loader()
+                    print(f"epoch {training.epoch.value:3}   {type(error).__name__}: {error}")
+                    print("            given up; going on with the next epoch and new workers")
+                    break
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -77,10 +77,17 @@ JOB = """
             ),
             "train",
         )
+        error = None
         try:
-            for _ in train:
-                pass
-        except (RuntimeError, IndexError, OSError, EOFError):  # or its batches cannot be taken
+            try:
+                for _ in train:
+                    pass
+            except (RuntimeError, IndexError, OSError, EOFError) as first:  # or batches are lost
+                error = first
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        except RuntimeError as again:  # torch's handler of SIGCHLD, when there was an error already
+            error = error or again
+        if error is not None:
             print("TOLD", time.time(), flush=True)
             if os.environ.get("AGAIN"):
                 for _ in zip(train, range(3)):  # not as far as where they die
@@ -89,7 +96,8 @@ JOB = """
             if os.environ.get("RAISE") == "later":
                 input()
             if os.environ.get("RAISE"):
-                raise
+                raise error
+        del error  # and with it the iterator
         print("WAITS", flush=True)
         input()
 
@@ -124,6 +132,11 @@ def deaths(agent: Agent) -> list[dict[str, Any]]:
 def findings(agent: Agent) -> dict[str, dict[str, Any]]:
     wait_for(agent.ready, "ready")
     return {one["name"]: one for one in answer(agent, "/api/v1/snapshot")["findings"]}
+
+
+def finding(agent: Agent, name: str) -> dict[str, Any]:
+    """Wait for a finding: a death is known a moment before the snapshot with it is."""
+    return wait_for(lambda: findings(agent).get(name, {}), name)
 
 
 def train(agent: Agent) -> dict[str, Any]:
@@ -246,7 +259,7 @@ def test_the_reason_of_a_workers_death_is_told_and_counted_once(
         assert how not in STATUS or f"exited with status {STATUS[how]}" in death["sentence"]
         looks.check_told(died, lambda look: reasons(look) == [reason], "the reason")
         looks.check_told(died, lambda look: abnormal(loader_of(look)) == {reason: 1}, "the count")
-        assert findings(agent)["worker_died"]["sentence"] == death["sentence"]
+        assert finding(agent, "worker_died")["sentence"] == death["sentence"]
         assert abnormal(train(agent)) == {reason: 1}
         job.wait_for_output("TOLD")  # by now the shim has counted it too
         job.wait_for_output("WAITS")
@@ -265,7 +278,7 @@ def test_a_job_that_ends_of_a_workers_death_within_seconds_still_shows(
         job.finish(status=1)
         (death,) = wait_for(lambda: deaths(agent), "death", deadline=SOON_SECONDS)
         assert (death["kind"], death["reason"]) == ("worker", "sigkill")
-        assert findings(agent)["worker_died"]["since"] == pytest.approx(death["died"])
+        assert finding(agent, "worker_died")["since"] == pytest.approx(death["died"])
         wait_for(lambda: answer(agent, "/api/v1/snapshot")["ranks"] == [], "the end of the job")
 
 
@@ -346,9 +359,8 @@ def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
         assert [(o["state"], o["fetch_samples"]) for o in rank["others"][1:]] == [
             ("fetching", 8)
         ] * 2
-        assert findings(agent)["rank_died"]["sentence"] == rank["sentence"]
-        wait_for(lambda: "orphan_workers" in findings(agent), "orphans")
-        orphans = findings(agent)["orphan_workers"]
+        assert finding(agent, "rank_died")["sentence"] == rank["sentence"]
+        orphans = finding(agent, "orphan_workers")
         assert set(orphans["evidence"]) == {"worker 0 of train", "worker 1 of train"}
         for pid in workers:
             assert any(f"pid {pid}, state S, RSS " in one for one in orphans["evidence"].values())
@@ -359,8 +371,8 @@ def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
         for one in known[:2]:
             assert "while fetching a batch that begins with sample " in one["sentence"]
             assert one["memory"]["resident_bytes"][-1] == one["resident_bytes"] > 1_000_000
-        assert abnormal(train(agent)) == {"sigkill": 2}
-        assert "orphan_workers" not in findings(agent)
+        wait_for(lambda: abnormal(train(agent)) == {"sigkill": 2}, "the count")
+        wait_for(lambda: "orphan_workers" not in findings(agent), "the end of the orphans")
         history = answer(agent, "/api/v1/history?run=r&rank=0&loader=train&worker=0")["points"]
         assert len({len(column) for column in history.values()}) == 1
         # A thread of its own writes them.
@@ -371,7 +383,7 @@ def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
     with running(*arguments) as agent:
         wait_for(agent.ready, "ready")
         assert {one["key"]: one for one in deaths(agent)} == {one["key"]: one for one in known}
-        assert findings(agent)["rank_died"]["sentence"] == rank["sentence"]
+        assert finding(agent, "rank_died")["sentence"] == rank["sentence"]
         assert listed_dead(segment_dir, capsys) == {("rank", "sigkill"), ("worker", "sigkill")}
         assert cli.main(["ps", "--dead", "--dir", str(segment_dir)]) == 0
         assert f"\n    {rank['sentence']}\n" in capsys.readouterr().out
@@ -395,7 +407,7 @@ def test_a_rank_that_another_process_has_replaced_is_told_with_the_orphans_it_le
         old.process.wait()
         new.wait_for(lambda: "rank_died" in findings(agent), "death", deadline=SOON_SECONDS)
         new.wait_for(lambda: "orphan_workers" in findings(agent), "orphans")
-        orphans = findings(agent)["orphan_workers"]
+        orphans = finding(agent, "orphan_workers")
         assert "2 workers of an earlier process of rank 0 of run r live on" in orphans["sentence"]
         for pid in workers:
             assert any(f"pid {pid}, " in one for one in orphans["evidence"].values())
