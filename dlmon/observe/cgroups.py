@@ -81,13 +81,13 @@ class Cgroup:
             binding_limit_bytes=binding,
         )
 
-    def frozen(self) -> bool:
-        """Say if it is known to be frozen, itself or with a cgroup above it.
+    def frozen(self) -> bool | None:
+        """Say if it is frozen, itself or with a cgroup above it; None if that is not known.
 
         Nothing in it runs then, though its processes are in state D or S.
         """
         if self.freezer_directory is None:
-            return False
+            return None
         if self.freezer_unified:
             return _pairs(f"{self.freezer_directory}/cgroup.events").get("frozen") == 1
         return _read(f"{self.freezer_directory}/freezer.state").strip() in ("FREEZING", "FROZEN")

@@ -22,7 +22,7 @@ class Process:
         shm_size_bytes, shm_used_bytes: The /dev/shm that it sees.
         state: R, S, D, T, t or Z as in /proc/<pid>/stat.
         shm_bytes: Of its resident memory what is in /dev/shm or other shared memory.
-        frozen: Its cgroup is known to be frozen: it does not run, whatever `state` is.
+        frozen: Whether its cgroup is frozen: then it does not run, whatever `state` is.
     """
 
     cpu_seconds: float | None = None
@@ -36,7 +36,7 @@ class Process:
     shm_used_bytes: int | None = None
     state: str | None = None
     shm_bytes: int | None = None
-    frozen: bool = False
+    frozen: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
