@@ -119,6 +119,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, st
             yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_an_alert_is_silenced_by_what_says_more_about_the_same_only(
     told: list[dict[str, str]], case: Case

@@ -125,6 +125,7 @@ def test_both_loaders_are_shown_and_promtool_has_nothing_to_say(
         assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_shown_dead_with_its_last_counters_and_its_orphans(
     run_job: JobStarter, segment_dir: Path, tmp_path: Path
 ) -> None:

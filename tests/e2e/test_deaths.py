@@ -389,6 +389,7 @@ def test_a_killed_rank_leaves_last_words_orphans_and_what_is_kept_on_disk(
         assert f"\n    {rank['sentence']}\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_rank_that_another_process_has_replaced_is_told_with_the_orphans_it_left(
     run_job: JobStarter, segment_dir: Path, tmp_path: Path
 ) -> None:
