@@ -76,7 +76,8 @@ class Children:
         """
         environment = {
             **os.environ,
-            "DLMON_DIR": str(self.segments),  # by this the keeper knows what to end
+            "DLMON_DIR": str(self.segments),
+            keeper.MARK: str(self.segments),  # by this it knows what to end
             "DLMON_DISABLE": "",  # what is shown here must be observed
             "TMPDIR": str(self.folder),
         }

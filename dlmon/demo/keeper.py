@@ -4,9 +4,10 @@ Run as `python -m dlmon.demo.keeper PARENT`. It makes two private directories, p
 and waits until its standard input ends, which happens when the demo closes it and also when the
 demo is killed. Then it kills what still runs of the demo and removes both directories.
 
-What belongs to the demo is told by its environment: `DLMON_DIR` names the directory for segments,
-that nothing else has ever had. All that is started with it passes it on, DataLoader workers too,
-and unlike a process id or a process group it cannot come to mean something else.
+What belongs to the demo is told by its environment: `MARK` names the directory for segments, that
+nothing else has ever had. All that is started with it passes it on, DataLoader workers too, and
+unlike a process id or a process group it cannot come to mean something else. `DLMON_DIR` would not
+do: whoever looks at the demo from another terminal sets that too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PREFIX = "dlmon-demo-"
+MARK = "DLMON_DEMO"
 LONGEST_TMPDIR = 55
 """With more characters, the sockets through which workers hand over batches get names of more than
 the 107 that are possible: a DataLoader then waits for ever."""
@@ -72,7 +74,7 @@ def processes(segments: Path) -> dict[int, bytes]:
 
     With each comes its command line, arguments ended by zero bytes.
     """
-    mark = f"DLMON_DIR={segments}".encode()
+    mark = f"{MARK}={segments}".encode()
     found = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():

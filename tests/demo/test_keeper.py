@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dlmon.demo.keeper import LONGEST_TMPDIR, kill_all
+from dlmon.demo.keeper import LONGEST_TMPDIR, MARK, kill_all
 from tests.demo.running import ROOT
 from tests.jobs import JobStarter, wait_for
 
@@ -42,8 +42,8 @@ def _directories(keeper: subprocess.Popen[bytes]) -> tuple[Path, Path]:
     return Path(folder), Path(segments)
 
 
-def _sleeper(segments: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["sleep", "1000"], env={**os.environ, "DLMON_DIR": str(segments)})
+def _sleeper(segments: Path, variable: str = MARK) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sleep", "1000"], env={**os.environ, variable: str(segments)})
 
 
 def test_its_directories_are_private(
@@ -104,6 +104,15 @@ def test_it_spares_processes_of_others(keeper: subprocess.Popen[bytes], segment_
         other.kill()
 
 
+def test_it_spares_who_looks_at_the_demo_from_elsewhere(keeper: subprocess.Popen[bytes]) -> None:
+    _, segments = _directories(keeper)
+    with _sleeper(segments, "DLMON_DIR") as other:
+        keeper.communicate(timeout=60)
+        assert not segments.exists()
+        assert other.poll() is None
+        other.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_does_not_end_it(keeper: subprocess.Popen[bytes], number: signal.Signals) -> None:
     folder, _ = _directories(keeper)
@@ -124,7 +133,8 @@ def test_named_semaphores_of_the_killed_go_with_them(
             lock = multiprocessing.get_context("spawn").Lock()
             print("named", lock._semlock.name)
             input()
-        """
+        """,
+        env={MARK: str(segment_dir)},
     )
     name = job.wait_for_output("named /").split()[1]
     semaphore = Path(f"/dev/shm/sem.{name.removeprefix('/')}")
