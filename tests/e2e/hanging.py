@@ -9,9 +9,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from dlmon.segment.layout import Phase
 from tests.agent.samples import make_loader, make_worker
 from tests.agents import Agent, running
 from tests.conftest import ROOT
+from tests.e2e.looks import noting
 from tests.jobs import JobStarter, wait_for
 
 FLOOR, CEILING = 2.0, 6.0
@@ -90,23 +90,9 @@ class Scene:
         self.ranks: dict[str, Any] = {}
         self.times: set[float] = set()
 
-    @contextmanager
-    def timed(self) -> Iterator[None]:
+    def timed(self) -> AbstractContextManager[None]:
         """Note meanwhile when the agent looks."""
-        over = threading.Event()
-
-        def note() -> None:
-            while not over.wait(0.1):
-                with suppress(OSError, KeyError):  # it has not looked yet
-                    self.times.add(self.read("/api/v1/findings")["time"])
-
-        thread = threading.Thread(target=note)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return noting(lambda: self.times.add(self.read("/api/v1/findings")["time"]))
 
     def happen(self) -> None:
         """Wait until all hang and are looked into."""

@@ -12,7 +12,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from tests.agents import Agent
@@ -24,6 +24,25 @@ WITHIN_SECONDS = 2.0
 """From a death or an error to the look that tells it, where the agent is not late itself."""
 
 
+@contextmanager
+def noting(note: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile ask an agent again and again, which may not have looked yet."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.1):
+            with suppress(OSError, KeyError):
+                note()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 class Looks:
     """The snapshots of an agent, as far as they were seen."""
 
@@ -31,24 +50,14 @@ class Looks:
         self._agent = agent
         self._seen: dict[float, Look] = {}
 
-    @contextmanager
-    def noted(self) -> Iterator[None]:
+    def noted(self) -> AbstractContextManager[None]:
         """Note meanwhile what the agent tells."""
-        over = threading.Event()
 
         def note() -> None:
-            while not over.wait(0.1):
-                with suppress(OSError, KeyError):  # it has not looked yet
-                    look = json.loads(self._agent.get("/api/v1/snapshot")[1])
-                    self._seen[look["time"]] = look
+            look = json.loads(self._agent.get("/api/v1/snapshot")[1])
+            self._seen[look["time"]] = look
 
-        thread = threading.Thread(target=note)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return noting(note)
 
     def check_told(self, moment: float, told: Callable[[Look], bool], what: str) -> None:
         """Of the looks that began after a moment, none came too late for the first that told.
