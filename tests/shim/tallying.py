@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from dlmon.segment import cells, layout, meaning, reader, writer
+from dlmon.shim import _pool
 from tests.shim.modelled import Counts
 
 MARK = "watched"
@@ -16,7 +17,15 @@ _layouts: dict[str, cells.Layout] = {}
 
 
 def of_this_process() -> Counts:
-    """Return what this process has counted; it must not open its own segments."""
+    """Return what this process has counted; it must not open its own segments.
+
+    A worker that another thread just reaps, as every start of a process does, has no exit code for
+    that moment: it is counted later, with the next iterator or at the end of this process.
+    """
+    for used in _pool._kept.values():
+        for user in used.values():
+            if user is not None:
+                user.exits.settle()
     counts: Counts = Counter()
     for segment in writer._kept:
         data = bytes(segment.bytes)
