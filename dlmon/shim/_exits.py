@@ -5,7 +5,7 @@ Runs in: rank. `Process.exitcode` asks without waiting, as torch itself does all
 
 from __future__ import annotations
 
-from time import monotonic_ns
+from time import monotonic_ns, sleep
 from typing import Any
 
 from dlmon.segment import layout
@@ -13,6 +13,10 @@ from dlmon.segment.exits import reason
 from dlmon.segment.layout import EXIT_REASONS
 from dlmon.segment.writer import Segment
 from dlmon.shim._cells import EXITS, LAST_ABNORMAL_EXIT
+
+PATIENCE, PATIENCE_SECONDS = 10, 0.0001
+"""How often, and after how long each time, a worker without an exit code is asked again when torch
+has shut it down; those that still have none are asked when the segment is used again."""
 
 
 class WorkerExits:
@@ -37,12 +41,17 @@ class WorkerExits:
         """Do so a last time while the iterator is there, after torch has shut its workers down.
 
         Whom torch had to terminate has not ended abnormally. Before 2.13 torch does not wait for
-        such a worker: its process is kept.
+        such a worker: its process is kept. And whoever starts a process reaps all that have ended:
+        for the moment in which another thread does that there is no exit code.
         """
         self._shut_down = True
-        self.record(iterator)
-        workers = enumerate(getattr(iterator, "_workers", ()))
-        self._left = [pair for pair in workers if pair[0] not in self._counted]
+        self._left = list(enumerate(getattr(iterator, "_workers", ())))
+        self.settle()
+        for _ in range(PATIENCE):
+            if not self._left:
+                return
+            sleep(PATIENCE_SECONDS)
+            self.settle()
 
     def settle(self) -> None:
         """Count those that were left and have ended since."""

@@ -42,6 +42,17 @@ class Running:
         self.exitcode: int | None = None
 
 
+class Reaped:
+    """A process that another thread has just reaped: it has the exit code in a moment."""
+
+    def __init__(self) -> None:
+        self._answers = [None, None, 0]
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+
 @pytest.fixture
 def segment(segment_dir: Path) -> writer.Segment:
     return writer.create(str(segment_dir), {}, 2)
@@ -65,6 +76,12 @@ def test_two_that_count_at_once_count_once(how: str, segment: writer.Segment) ->
     getattr(exits, how)(iterator)
     exits.settle()
     assert ends(segment) == 1
+
+
+def test_who_has_no_exit_code_for_a_moment_is_counted(segment: writer.Segment) -> None:
+    exits = counting(segment)
+    exits.leave(SimpleNamespace(_workers=[Reaped(), Interrupted()]))
+    assert ends(segment) == 2
 
 
 def test_who_was_left_and_settled_is_not_counted_again(segment: writer.Segment) -> None:
