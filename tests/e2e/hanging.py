@@ -217,10 +217,12 @@ class Scene:
     def _of_the_hang(self, run: str) -> list[Any]:
         """What is kept of a run, the newest first, less what was over before it hung.
 
-        With limits of seconds workers that start on a busy machine are late.
+        With limits of seconds workers that start on a busy machine are late: one may hang while the
+        loop still waits for another's first batch, and has waited since before.
         """
         since = self.hangs[run]["finding"]["since"]
-        return [one for one in self.kept(run) if one["ended"] is None or one["ended"] > since]
+        kept = [one for one in self.kept(run) if one["ended"] is None or one["ended"] > since]
+        return [one for one in kept if one["ended"] is None or not _is_a_late_start(one, since)]
 
     def check_stacks(self) -> None:
         for run in self.names:
@@ -273,6 +275,13 @@ class Scene:
         at = wait_for(moved, f"batches of {run}")
         assert at is not None
         return at
+
+
+def _is_a_late_start(hang: Any, since: float) -> bool:
+    """It is a loop's that waited already when the hang began."""
+    return bool(
+        hang["finding"]["name"] == "rank_stuck_in_next" and hang["finding"]["since"] < since
+    )
 
 
 def _threshold(finding: Finding) -> float:
