@@ -96,6 +96,7 @@ class Scene:
 
     def happen(self) -> None:
         """Wait until all hang and are looked into."""
+        wait_for(self.agent.ready, "ready")
         for run in self.names:
             if kind(run) == "stopped":
                 begun = functools.partial(lambda run: self.batches(run, 1) > 30, run)

@@ -12,7 +12,7 @@ import pytest
 
 from dlmon import catalog
 from tests.agents import Agent, running
-from tests.jobs import Job, JobStarter
+from tests.jobs import Job, JobStarter, wait_for
 from tests.memory_cgroups import memory_cgroup
 
 CONFIG = """
@@ -102,6 +102,7 @@ OF_WORKERS = (
 
 
 def findings(agent: Agent) -> list[dict[str, Any]]:
+    wait_for(agent.ready, "ready")
     found: list[dict[str, Any]] = json.loads(agent.get("/api/v1/snapshot")[1])["findings"]
     return found
 

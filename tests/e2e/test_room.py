@@ -118,6 +118,7 @@ def agent(tmp_path: Path, segment_dir: Path) -> Iterator[Agent]:
 
 
 def findings(agent: Agent) -> list[dict[str, Any]]:
+    wait_for(agent.ready, "ready")
     found: list[dict[str, Any]] = json.loads(agent.get("/api/v1/findings")[1])["findings"]
     return found
 
