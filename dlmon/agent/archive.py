@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
 
 from dlmon.agent.evidence import MOST_FILES, Evidence
+from dlmon.agent.seldom import Seldom
 from dlmon.analysis.deaths import Death
 from dlmon.observe.aside import Aside
 
@@ -17,9 +17,6 @@ START_SECONDS = 1.0
 
 CLOSE_SECONDS = 3.0
 """So long it waits at its end until what has died is written."""
-
-REPEAT_SECONDS = 60.0
-"""So often at most it is logged that something could not be written."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +35,7 @@ class Archive:
         self._found: list[Death] | None = None
         self._started = False
         self._written = threading.Event()
-        self._complained = -math.inf
+        self._complaints = Seldom()
 
     def start(self, wait_seconds: float = START_SECONDS) -> None:
         """Begin to read, and wait that long for what is found."""
@@ -87,7 +84,5 @@ class Archive:
         return 0.0
 
     def _complain(self, message: str, *values: object, error: Exception | None = None) -> None:
-        now = time.monotonic()
-        if now - self._complained >= REPEAT_SECONDS:
-            self._complained = now
+        if self._complaints.due():
             logger.warning(message, *values, exc_info=error)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from dlmon.agent.history import History
+from dlmon.agent.seldom import Seldom
 from dlmon.analysis import deaths, orphans
 from dlmon.analysis.deaths import Death, Memory
 from dlmon.observe.snapshot import Ended, Finding, Loader, Rank, Snapshot, Worker
@@ -24,9 +24,6 @@ LAST_POINTS = 60
 
 HOLD_SECONDS = 30.0
 """So long a death is told at least, for whoever looks now and then, also if the job goes on."""
-
-REPEAT_SECONDS = 60.0
-"""So often at most it is logged that last words cannot be had."""
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +95,7 @@ class Deaths:
         self._gone: dict[str, _Gone] = {}
         self._told_ranks: dict[tuple[str, str], str] = {}
         self._looked = math.inf
-        self._complained = -math.inf
+        self._complaints = Seldom()
         self._restored = False
         self._listed: tuple[Death, ...] = ()
 
@@ -129,9 +126,7 @@ class Deaths:
         try:
             yield
         except Exception:  # whatever it is, others died too
-            now = time.monotonic()
-            if now - self._complained >= REPEAT_SECONDS:
-                self._complained = now
+            if self._complaints.due():
                 logger.exception("no last words of %s", key)
 
     def known(self) -> list[Death]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from dlmon.agent.seldom import Seldom
 from dlmon.analysis.findings import FINDINGS, Severity
 from dlmon.observe.snapshot import Finding, Snapshot
 
 logger = logging.getLogger(__name__)
 
 _GRAVITY = list(Severity)
-_REPEAT_SECONDS = 60.0
-"""So often at most a failure of one watcher is logged."""
 
 
 class Watcher(Protocol):
@@ -37,7 +34,7 @@ class Watch:
         self.failed = ""
         self._watchers = tuple(watchers)
         self._known: dict[tuple[str, ...], Finding] = {}
-        self._logged = [-math.inf] * len(self._watchers)
+        self._complaints = [Seldom() for _ in self._watchers]
 
     def look(self, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot with what is wrong in it; a watcher that fails costs its own."""
@@ -57,9 +54,7 @@ class Watch:
 
     def _complain(self, number: int, error: Exception) -> None:
         """Log a watcher's failure, unless it failed a moment ago too."""
-        now = time.monotonic()
-        if now - self._logged[number] >= _REPEAT_SECONDS:
-            self._logged[number] = now
+        if self._complaints[number].due():
             name = type(self._watchers[number]).__name__
             logger.error("%s failed: what it finds is missing", name, exc_info=error)
 

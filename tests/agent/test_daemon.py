@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlmon.agent import watch
+from dlmon.agent import seldom
 from dlmon.agent.config import Config, Web
 from dlmon.agent.daemon import Daemon, next_tick, sight
 from dlmon.agent.log import configure
@@ -152,7 +152,7 @@ def test_a_watcher_that_always_fails_is_counted_logged_each_minute_and_costs_its
     def scrape() -> Snapshot:
         with urllib.request.urlopen(f"http://{daemon.address}/metrics", timeout=60) as answer:
             pages.append(answer.read().decode())
-        monkeypatch.setattr(watch, "_REPEAT_SECONDS", 0.0)  # as if a minute were over
+        monkeypatch.setattr(seldom, "SECONDS", 0.0)  # as if a minute were over
         return make_snapshot()
 
     daemon = Daemon(CONFIG, Scripted(good, good, good, scrape, stop), (Broken(), Finds()))
