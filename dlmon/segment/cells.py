@@ -5,15 +5,11 @@ Runs in: agent and the commands. Whether the table can be trusted is for `dlmon.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dlmon.segment import layout
 from dlmon.segment.layout import CELL
-
-Places = Mapping[str, tuple[int, int]]
-"""Field name to (first cell within the slot, number of cells)."""
 
 Units = Mapping[str, str]
 """Field name to unit."""
@@ -21,50 +17,77 @@ Units = Mapping[str, str]
 Stamps = tuple[tuple[int, ...], ...]
 """Offsets in bytes within the slot, of each group of stamps that must be equal."""
 
+_NO_CELLS = slice(0, 0)
 _STAMPS = (("updating", "updated"), ("fetch_updating", "fetch_updated"))
 
 
-class Cells(dict[str, int]):
-    """The cells of one slot: the first of each field by its name, all of one as a `run`.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the fields of a slot are.
 
-    A field the writer's release did not have reads as 0, or as no values. A dictionary, because
-    the agent asks for dozens of cells of every worker once a second.
+    Attributes:
+        first: The first cell of each field, counted within the slot.
+        runs: All cells of each field.
     """
 
-    __slots__ = ("_places", "_sums", "_values", "raw")
+    first: Mapping[str, int]
+    runs: Mapping[str, slice]
+
+
+class Cells:
+    """The cells of one slot: the first of each field by its name, all of one as a `run`.
+
+    A field the writer's release did not have reads as 0, or as no values. Nothing is unpacked that
+    is not asked for: once a second the agent makes one of every worker's slot.
+    """
+
+    __slots__ = ("_cells", "_first", "_known", "_runs", "raw")
 
     def __init__(self, places: Places, raw: bytes) -> None:
         """Take the bytes of a slot."""
-        values = struct.unpack(f"<{len(raw) // CELL}q", raw)
-        super().__init__({name: values[first] for name, (first, _) in places.items()})
         self.raw = raw
-        self._values = values
-        self._places = places
-        self._sums: dict[str, int] = {}
+        self._cells = memoryview(raw).cast("q")
+        self._first = places.first
+        self._runs = places.runs
+        self._known: dict[str, tuple[tuple[int, ...], int]] = {}
 
-    def __missing__(self, name: str) -> int:
-        return 0
+    def __getitem__(self, name: str) -> int:
+        """Return the first cell of the field `name`."""
+        try:
+            return self._cells[self._first[name]]
+        except KeyError:
+            return 0
+
+    def get(self, name: str, default: int) -> int:
+        """Return the first cell of the field `name`, `default` if there is no such field."""
+        first = self._first.get(name)
+        return default if first is None else self._cells[first]
 
     def below_zero(self, name: str) -> bool:
         """Return whether any cell of the field `name` is; the last byte of each has its sign."""
-        first, count = self._places.get(name, (0, 0))
-        return not self.raw[(first + 1) * CELL - 1 : (first + count) * CELL : CELL].isascii()
+        run = self._runs.get(name, _NO_CELLS)
+        return not self.raw[(run.start + 1) * CELL - 1 : run.stop * CELL : CELL].isascii()
 
     def run(self, name: str) -> tuple[int, ...]:
         """Return all cells of the field `name`."""
-        first, count = self._places.get(name, (0, 0))
-        return self._values[first : first + count]
+        return self._unpacked(name)[0]
 
     def total(self, name: str) -> int:
         """Return the sum of all cells of the field `name`."""
-        if name not in self._sums:
-            self._sums[name] = sum(self.run(name))
-        return self._sums[name]
+        return self._unpacked(name)[1]
 
     def state(self, name: str) -> tuple[int, int]:
         """Return a state cell as (state, since in nanoseconds)."""
         value = self[name]
         return value & layout.STATE_MASK, value >> layout.STATE_BITS
+
+    def _unpacked(self, name: str) -> tuple[tuple[int, ...], int]:
+        """Return a field's cells and their sum."""
+        known = self._known.get(name)
+        if known is None:
+            cells = tuple(self._cells[self._runs.get(name, _NO_CELLS)].tolist())
+            known = self._known[name] = (cells, sum(cells))
+        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +140,16 @@ class Layout:
         as a whole one is enough.
         """
         for group in self.stamps[min(slot, 1)]:
-            if len({read[at : at + CELL] for read in reads for at in group}) > 1:
-                return False
+            stamp = reads[0][group[0] : group[0] + CELL]
+            for read in reads:
+                for at in group:
+                    if read[at : at + CELL] != stamp:
+                        return False
         return True
 
 
 def stamps(places: Places) -> Stamps:
     """Return where the stamps of a slot are; a release that lacks one is not held to it."""
-    return tuple(
-        tuple(places[name][0] * CELL for name in pair if name in places) for pair in _STAMPS
-    )
+    first = places.first
+    groups = (tuple(first[name] * CELL for name in pair if name in first) for pair in _STAMPS)
+    return tuple(group for group in groups if group)

@@ -113,12 +113,15 @@ class SegmentFile:
         unsettled: list[tuple[int, list[bytes]]] = []
         cells = {}
         for slot in range(plan.workers, -1, -1):
-            window = reads[:1] if still else reads[:3] if slot else reads[1:]
-            raws = [plan.raw(read, slot) for read in window]
-            known = self._good.get(slot)
-            if still and known is not None and known.raw == raws[0]:
-                cells[slot] = known  # nothing was written since it was settled
-            elif plan.settled(raws, slot):
+            if still:
+                raws = [plan.raw(reads[0], slot)]
+                known = self._good.get(slot)
+                if known is not None and known.raw == raws[0]:
+                    cells[slot] = known  # nothing was written since it was settled
+                    continue
+            else:
+                raws = [plan.raw(read, slot) for read in (reads[:3] if slot else reads[1:])]
+            if plan.settled(raws, slot):
                 cells[slot] = self._good[slot] = plan.made_of(raws[len(raws) // 2], slot)
             else:
                 unsettled.append((slot, (raws * 2)[-2:]))
@@ -265,7 +268,8 @@ def parse_info(path: str, data: bytes) -> dict[str, object]:
 def _parse_table(
     path: str, data: bytes, table: int, entries: int, entry_size: int, slot_sizes: tuple[int, int]
 ) -> tuple[tuple[Places, Places], tuple[Units, Units]]:
-    places: tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]] = ({}, {})
+    firsts: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    runs: tuple[dict[str, slice], dict[str, slice]] = ({}, {})
     units: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for i in range(entries):
         raw, unit, scope, offset, count = ENTRY.unpack_from(data, table + i * entry_size)
@@ -275,11 +279,12 @@ def _parse_table(
         _aligned(path, f"offset of field {name!r}", offset, CELL)
         _bound(path, f"cells of field {name!r}", count, 1, slot_sizes[scope] // CELL)
         _bound(path, f"offset of field {name!r}", offset, 0, slot_sizes[scope] - count * CELL)
-        if name in places[scope]:
+        if name in firsts[scope]:
             raise SegmentError(f"segment {path}: field {name!r} stands twice in the table")
-        places[scope][name] = (offset // CELL, count)
+        first = firsts[scope][name] = offset // CELL
+        runs[scope][name] = slice(first, first + count)
         units[scope][name] = unit.rstrip(b"\0").decode("ascii", "replace")
-    return places, units
+    return (Places(firsts[0], runs[0]), Places(firsts[1], runs[1])), units
 
 
 def _check_file(path: str, status: os.stat_result, owner: int | None) -> None:
