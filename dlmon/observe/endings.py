@@ -32,6 +32,10 @@ to be a death and no part of a shutdown."""
 MOST_UNSEEN = 32
 """Exits by a reason that one look believes a segment of which nothing was seen from here."""
 
+_OFTEN, _SELDOM = 20, 30
+"""How a process can be told about when it ends is looked up in the first looks at it, when its
+cgroup may change, then in every nth."""
+
 _WORKER_DIED = ERRORS.index("worker_died")
 
 
@@ -43,6 +47,7 @@ class _Writer:
         slot: 0 is the rank's.
         generation: What it attested, 0 for a rank.
         process: None if it was never seen alive, or is not visible.
+        looks: How often that process was seen alive.
         gone: CLOCK_MONOTONIC nanoseconds when it was first seen to be gone, 0 before.
         told: Dead workers that the loop had been told of when this one was last seen alive.
         orderly: It said goodbye.
@@ -54,6 +59,7 @@ class _Writer:
     slot: int
     generation: int
     process: Process | None = None
+    looks: int = 0
     gone: int = 0
     told: int = 0
     orderly: bool = False
@@ -209,9 +215,13 @@ class Endings:
             return
         writer.gone = 0
         if pid and type(ticks) is int:
-            writer.process = (pid, ticks)
-            self._statuses.follow(writer.process)
-            self._oom.follow(writer.process)
+            process = (pid, ticks)
+            if writer.process != process:
+                writer.process, writer.looks = process, 0
+            writer.looks += 1
+            if writer.looks <= _OFTEN or (writer.looks + pid) % _SELDOM == 0:
+                self._statuses.follow(process)
+                self._oom.follow(process)
 
     # ── how they ended ───────────────────────────────────────────────────────────────────────────
 

@@ -43,6 +43,8 @@ def loader(name: str, parts: Sequence[Part], clock: Clock) -> tuple[Loader, int]
     ranks = [part.rank for part in parts]
     groups = [group for part in parts for group in part.groups]
     reorders = [f.reorder for f in fills]
+    its_workers = workers(parts, clock)
+    alone = [part.rank for part in parts if not part.reading.workers]
     found = Loader(
         name=name,
         config=newest.config,
@@ -51,7 +53,8 @@ def loader(name: str, parts: Sequence[Part], clock: Clock) -> tuple[Loader, int]
         epochs=_total(ranks, "iterations"),
         startups=_total(ranks, "startups"),
         batches=sum(max(0, meaning.batches(rank)) for rank in ranks),
-        samples=sum(max(0, meaning.samples(group)) for group in groups),
+        samples=sum(w.samples for w in its_workers)
+        + sum(max(0, meaning.samples(rank)) for rank in alone),
         discarded=sum(discarded(part) for part in parts),
         ready=sum(f.ready for f in fills),
         outstanding=sum(f.outstanding for f in fills),
@@ -67,7 +70,7 @@ def loader(name: str, parts: Sequence[Part], clock: Clock) -> tuple[Loader, int]
         worker_starts=_total(ranks, "worker_starts"),
         worker_exits=_exits(parts),
         last_abnormal_exit=clock.moment(max(map(_last_abnormal, parts))),
-        workers=workers(parts, clock),
+        workers=its_workers,
         missing_hooks=tuple(sorted(set().union(*(part.missing_hooks for part in parts)))),
         phase_since=_phase_since(shown, clock),
     )
@@ -173,8 +176,8 @@ def _sum_phases(parts: Sequence[Mapping[Phase, float]]) -> dict[Phase, float]:
 def _histogram(cells: Sequence[Cells], counts: str, total: str) -> Histogram:
     most = layout.HISTOGRAM_BUCKETS
     none = (0,) * most
-    runs = [none, *(c.run(counts)[:most] for c in cells)]
-    if any(len(run) < most for run in runs) or any(c.below_zero(counts) for c in cells):
+    runs = [none, *(c.run(counts) for c in cells)]
+    if any(len(run) != most for run in runs) or any(c.below_zero(counts) for c in cells):
         runs = [tuple(max(0, number) for number in (*run, *none)[:most]) for run in runs]
     buckets = tuple(map(sum, zip(*runs, strict=True)))
     return Histogram(buckets, _total(cells, total) / NANOSECONDS)

@@ -9,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from typing import TypeVar
 
 from dlmon.observe import loaders, processes
 from dlmon.observe.containers import Place
@@ -35,9 +35,7 @@ from dlmon.observe.usage import Usages
 from dlmon.segment.layout import HOOKS
 from dlmon.segment.reader import Reading
 
-_COUNTED = ("fetch_seconds", "cpu_seconds", "read_bytes", "major_faults")
-"""What of a worker is held at its highest value."""
-_counts = attrgetter(*_COUNTED)
+Number = TypeVar("Number", int, float)
 
 INFO = ("user", "script", "python", "torch", "dlmon", "local_rank", "world_size")
 
@@ -112,6 +110,8 @@ class Observer:
         self._unobserved = unobserved
         self._gpus: tuple[Gpu, ...] = ()
         self._endings = Endings()
+        self._files: set[str] = set()
+        self._booted = 0.0
         self._parts: dict[str, Part] = {}
 
     def observe(self) -> Snapshot:
@@ -119,6 +119,7 @@ class Observer:
         began = time.monotonic()
         tracked = self._segments.read()
         clock = Clock(time.time(), time.monotonic_ns())
+        self._booted = processes.booted()
         self._gpus = self._look_at_gpus()
         read = (*tracked, *self._segments.removed)
         parts = [self._part(one) for one in read]
@@ -163,10 +164,13 @@ class Observer:
 
     def _forget(self, tracked: Iterable[Tracked], ranks: Collection[Incarnation]) -> None:
         """Forget what is known of slots and ranks that are no more."""
-        slots = {_slot(t, i) for t in tracked for i in range(t.reading.layout.workers)}
+        files = {t.file.path for t in tracked}
+        if files != self._files:
+            self._files = files
+            slots = {_slot(t, i) for t in tracked for i in range(t.reading.layout.workers)}
+            self._cpu.keep(slots)
+            self._usages.keep(slots)
         self._sampler.keep({w.pid for part in self._parts.values() for w in part.workers if w.pid})
-        self._cpu.keep(slots)
-        self._usages.keep(slots)
         self._highest = {who: kept for who, kept in self._highest.items() if who in ranks}
         self._left_out = {who: names for who, names in self._left_out.items() if who in ranks}
         self._ranks.keep({t.reading.rank_holder for t in tracked if t.reading.rank_holder})
@@ -294,16 +298,17 @@ class Observer:
         if pid is None or sample is None or not (held or known):
             return Seen(cpu_seconds=self._cpu.total(key), usage=self._usages.gone(key))
         status = sample.status
+        process = (pid, sample.start_ticks)
         return Seen(
             lives=known and status not in ("Z", "X"),
             stopped=status in ("T", "t"),
             zombie=status == "Z",
             pid=pid,
-            cpu_seconds=self._cpu.add(key, (pid, sample.start_ticks), sample.cpu_seconds),
+            cpu_seconds=self._cpu.add(key, process, sample.cpu_seconds),
             resident_bytes=sample.resident_bytes,
             process_state=status,
-            started=sample.started,
-            usage=self._usages.add(key, pid, sample),
+            started=sample.started(self._booted),
+            usage=self._usages.add(key, process, sample),
         )
 
 
@@ -312,14 +317,29 @@ def _held(histogram: Histogram, before: Histogram) -> Histogram:
 
 
 def _worker_held(worker: Worker, before: Worker) -> Worker:
-    if _counts(worker) == _counts(before):
+    """Hold what is counted over all processes of a slot; of nearly all workers nothing is lower."""
+    if not (
+        worker.fetch_seconds < before.fetch_seconds
+        or _is_lower(worker.cpu_seconds, before.cpu_seconds)
+        or _is_lower(worker.read_bytes, before.read_bytes)
+        or _is_lower(worker.major_faults, before.major_faults)
+    ):
         return worker
-    lower = {
-        name: earlier
-        for name, now, earlier in zip(_COUNTED, _counts(worker), _counts(before), strict=True)
-        if earlier is not None and (now is None or now < earlier)
-    }
-    return replace(worker, **lower) if lower else worker
+    return replace(
+        worker,
+        fetch_seconds=max(worker.fetch_seconds, before.fetch_seconds),
+        cpu_seconds=_higher(worker.cpu_seconds, before.cpu_seconds),
+        read_bytes=_higher(worker.read_bytes, before.read_bytes),
+        major_faults=_higher(worker.major_faults, before.major_faults),
+    )
+
+
+def _is_lower(number: Number | None, before: Number | None) -> bool:
+    return before is not None and (number is None or number < before)
+
+
+def _higher(number: Number | None, before: Number | None) -> Number | None:
+    return before if _is_lower(number, before) else number
 
 
 def _choose(found: Iterable[Rank]) -> tuple[tuple[Rank, ...], tuple[Rank, ...]]:

@@ -22,9 +22,6 @@ from dlmon.observe.statuses import Process
 FRESH_SECONDS = 10.0
 """So long before a death is noticed its kill may have been counted: what is large ends slowly."""
 
-_OFTEN, _SELDOM = 20, 30
-"""A process's cgroup is looked up in the first looks at it, when it may move, then in every nth."""
-
 
 class OomKills:
     """Follows the counters of the cgroups that processes are in."""
@@ -32,24 +29,21 @@ class OomKills:
     def __init__(self) -> None:
         self._files: dict[Process, tuple[str, ...]] = {}
         self._found: dict[Cgroup, tuple[str, ...]] = {}
-        self._looks: dict[Process, int] = {}
         self._counts: dict[str, int] = {}
         self._fresh: dict[str, list[float]] = defaultdict(list)
         self._confirmed: set[Process] = set()
 
     def follow(self, process: Process) -> None:
-        """Know which cgroup a living process is in."""
-        looks = self._looks[process] = self._looks.get(process, 0) + 1
-        if looks <= _OFTEN or (looks + process[0]) % _SELDOM == 0:
-            group = cgroups.of(process[0])
-            # With v1 whoever is ending is said to be in the root, where no limit kills anybody.
-            if group.path == "/" and process in self._files:
-                return
-            found = self._found.get(group)
-            if found is None:
-                found = self._found[group] = _counters(group)
-            if found:
-                self._files[process] = found
+        """Know which cgroup a living process is in now."""
+        group = cgroups.of(process[0])
+        # With v1 whoever is ending is said to be in the root, where no limit kills anybody.
+        if group.path == "/" and process in self._files:
+            return
+        found = self._found.get(group)
+        if found is None:
+            found = self._found[group] = _counters(group)
+        if found:
+            self._files[process] = found
 
     def read(self) -> None:
         """Read the counters: after it was seen who is dead, because they are raised before that."""
@@ -83,10 +77,9 @@ class OomKills:
 
     def keep(self, wanted: Collection[Process]) -> None:
         """Follow no others any more."""
-        self._confirmed &= set(wanted)
-        for gone in self._looks.keys() - set(wanted):
-            del self._looks[gone]
-            self._files.pop(gone, None)
+        self._confirmed.intersection_update(wanted)
+        for gone in self._files.keys() - wanted:
+            del self._files[gone]
 
 
 def _counters(group: Cgroup) -> tuple[str, ...]:

@@ -41,10 +41,12 @@ class Sample:
     group: int = 0
     major_faults: int = 0
 
-    @property
-    def started(self) -> float:
-        """Unix time of its start."""
-        booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    def started(self, booted: float) -> float:
+        """Return the Unix time of its start.
+
+        Args:
+            booted: What `booted` says.
+        """
         return booted + self.start_ticks / _TICKS
 
 
@@ -54,6 +56,11 @@ _SHARE = 4
 """One in so many of the files that this process may open is for one way to look at others."""
 _MOST = 4096
 """Of more processes no file is kept open, whatever the limit."""
+
+
+def booted() -> float:
+    """Return the Unix time at which this machine was started, by the clock as it is set now."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def most_kept() -> int:

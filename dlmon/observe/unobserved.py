@@ -171,7 +171,10 @@ class Finder:
         if known is not None and (sample is None or sample.start_ticks != known.start_ticks):
             self._end(pid)
             known = None
-        if sample is None or sample.started > time.time() - SETTLED_SECONDS:
+        if sample is None:
+            return None
+        started = sample.started(processes.booted())
+        if started > time.time() - SETTLED_SECONDS:
             return None
         if known is None:
             known = self._known[pid] = _get_to_know(pid, sample)
@@ -189,7 +192,7 @@ class Finder:
             pid=pid,
             parent=None if orphan or not parent else parent,
             process_state=sample.status,
-            started=sample.started,
+            started=started,
             cpu_seconds=sample.cpu_seconds,
             resident_bytes=None if sample.status == "Z" else sample.resident_bytes,
             read_bytes=known.read_bytes,

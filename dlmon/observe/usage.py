@@ -38,14 +38,23 @@ class Usage:
     scanned: Scanned | None = None
 
 
+_NOTHING = Usage()
+
+
 @dataclass(slots=True)
-class _Look:
-    """The last look at the process that a key has: what it said, and what was told of it."""
+class _Known:
+    """What is known of the process that a key has now.
+
+    Attributes:
+        due: CLOCK_MONOTONIC seconds when to look again.
+        faults: Its own major faults at its last sample.
+        told: What was last told of it: the same until something changes.
+    """
 
     process: ProcessId
     due: float
-    seen: Usage
-    told: Usage
+    faults: int = -1
+    told: Usage = _NOTHING
 
 
 class Usages:
@@ -65,34 +74,31 @@ class Usages:
         self._spared: set[Hashable] = set()
         interval = scanner.interval_seconds if scanner else INTERVAL_SECONDS
         self._interval = min(INTERVAL_SECONDS, interval)
-        self._looks: dict[Hashable, _Look] = {}
+        self._known: dict[Hashable, _Known] = {}
         self._read: Totals[int] = Totals()
         self._faults: Totals[int] = Totals()
 
-    def add(self, key: Hashable, pid: int, sample: Sample) -> Usage:
+    def add(self, key: Hashable, process: ProcessId, sample: Sample) -> Usage:
         """Take a sample of the process that `key` has now and return what it uses."""
-        process = (pid, sample.start_ticks)
         now = time.monotonic()
-        look = self._looks.get(key)
-        if look is None or look.process != process:
+        known = self._known.get(key)
+        if known is None or known.process != process:
             # Many workers start at once: from the second time on they are looked at in turns.
-            turn = self._interval * (hash((key, pid)) % 1024) / 1024
-            seen = look_at(pid)
-            look = self._looks[key] = _Look(process, now + turn, seen, seen)
-            self._count_reads(key, look)
-        elif now >= look.due:
-            look.due = now + self._interval
-            look.seen = look.told = look_at(pid)
-            self._count_reads(key, look)
-        scanned = None
+            turn = self._interval * (hash((key, process)) % 1024) / 1024
+            known = self._known[key] = _Known(process, now + turn)
+            self._look(key, known)
+        elif now >= known.due:
+            known.due = now + self._interval
+            self._look(key, known)
+        if sample.major_faults != known.faults:
+            known.faults = sample.major_faults
+            faults = self._faults.add(key, process, sample.major_faults)
+            known.told = replace(known.told, major_faults=faults)
         if self._scanner is not None:
             scanned = self._scanner.note(key, process, sample.resident_bytes or 0)
-        told, read = look.told, self._read.total(key)
-        faults = self._faults.add(key, process, sample.major_faults)
-        if (read, faults) != (told.read_bytes, told.major_faults) or scanned is not told.scanned:
-            told = replace(look.seen, read_bytes=read, major_faults=faults, scanned=scanned)
-            look.told = told
-        return told
+            if scanned is not known.told.scanned:
+                known.told = replace(known.told, scanned=scanned)
+        return known.told
 
     def gone(self, key: Hashable) -> Usage:
         """Return what stays of a key that has no process now."""
@@ -113,14 +119,22 @@ class Usages:
         """Forget every key not among `keys`."""
         self._read.keep(keys)
         self._faults.keep(keys)
-        for gone in self._looks.keys() - keys:
-            del self._looks[gone]
+        for gone in self._known.keys() - keys:
+            del self._known[gone]
         if self._scanner is not None:
             self._scanner.keep(keys)
 
-    def _count_reads(self, key: Hashable, look: _Look) -> None:
-        if look.seen.read_bytes is not None:
-            self._read.add(key, look.process, look.seen.read_bytes)
+    def _look(self, key: Hashable, known: _Known) -> None:
+        """Look at a process, and count what it has read with what those before it have."""
+        seen, told = look_at(known.process[0]), known.told
+        if seen.read_bytes is not None:
+            self._read.add(key, known.process, seen.read_bytes)
+        known.told = replace(
+            seen,
+            read_bytes=self._read.total(key),
+            major_faults=told.major_faults,
+            scanned=told.scanned,
+        )
 
 
 def look_at(pid: int) -> Usage:

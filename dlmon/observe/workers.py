@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 from dlmon.observe.parts import NANOSECONDS, Clock, Part
 from dlmon.observe.snapshot import Worker, WorkerState
 from dlmon.observe.usage import Usage
 from dlmon.segment import meaning
 from dlmon.segment.layout import Phase
+from dlmon.segment.reader import Reading
 
 _LIVELINESS = {None: 0, False: 1, True: 2}
 _NO_USAGE = Usage()
-
-Number = TypeVar("Number", int, float)
 
 
 def workers(parts: Sequence[Part], clock: Clock) -> tuple[Worker, ...]:
@@ -24,34 +22,46 @@ def workers(parts: Sequence[Part], clock: Clock) -> tuple[Worker, ...]:
         parts: Its segments, at least one.
         clock: When they were read.
     """
-    slots = max(part.reading.layout.workers for part in parts)
+    counts = [part.reading.layout.workers for part in parts]
+    most = max(counts)
+    if min(counts) == most:
+        return tuple(_worker(slot, parts, clock) for slot in range(most))
     return tuple(
-        _worker(slot, [part for part in parts if slot < part.reading.layout.workers], clock)
-        for slot in range(slots)
+        _worker(
+            slot, [part for part, count in zip(parts, counts, strict=True) if slot < count], clock
+        )
+        for slot in range(most)
     )
 
 
 def _worker(slot: int, parts: Sequence[Part], clock: Clock) -> Worker:
-    """Sum one slot over a loader's segments; its state is that of the liveliest, then newest."""
-    batches = samples = failed = fetch_ns = progress = (
-        0  # an open fetch counts, if its worker lives
-    )
+    """Sum one slot over a loader's segments; its state is that of the liveliest, then newest.
+
+    What a cell or the operating system says below zero, or not at all, is left out.
+    """
+    batches = samples = failed = fetch_ns = progress = 0
     cpu: float | None = None
     read: int | None = None
     faults: int | None = None
     for part in parts:
-        cells, seen = part.reading.workers[slot], part.workers[slot]
-        batches += max(0, meaning.fetched(cells))
-        samples += max(0, meaning.samples(cells))
-        failed += max(0, cells["fetch_failed"])
-        since = meaning.fetching_since(cells)
-        fetch_ns += max(0, cells["fetch_ns"])
-        if since is not None and part.reading.worker_holders[slot] is not None:
-            fetch_ns += max(0, part.reading.now_ns - since)
-        progress = max(progress, meaning.last_progress(cells))
-        cpu = _plus(cpu, seen.cpu_seconds)
-        read = _plus(read, seen.usage.read_bytes)
-        faults = _plus(faults, seen.usage.major_faults)
+        reading, seen = part.reading, part.workers[slot]
+        cells = reading.workers[slot]
+        if (fetched := meaning.fetched(cells)) > 0:
+            batches += fetched
+        if (more := meaning.samples(cells)) > 0:
+            samples += more
+        if (raised := cells["fetch_failed"]) > 0:
+            failed += raised
+        fetch_ns += _fetch_ns(reading, slot)
+        if (moved := meaning.last_progress(cells)) > progress:
+            progress = moved
+        if seen.cpu_seconds is not None:
+            cpu = seen.cpu_seconds + (cpu or 0.0)
+        usage = seen.usage
+        if usage.read_bytes is not None:
+            read = usage.read_bytes + (read or 0)
+        if usage.major_faults is not None:
+            faults = usage.major_faults + (faults or 0)
     up, shown = _liveliest(slot, parts)
     cells, seen = shown.reading.workers[slot], shown.workers[slot]
     at_work = up is not None
@@ -91,8 +101,14 @@ def _worker(slot: int, parts: Sequence[Part], clock: Clock) -> Worker:
     )
 
 
-def _plus(one: Number | None, other: Number | None) -> Number | None:
-    return other if one is None else one if other is None else one + other
+def _fetch_ns(reading: Reading, slot: int) -> int:
+    """Return the time in fetches; an open one counts, if its worker lives."""
+    cells = reading.workers[slot]
+    spent = max(0, cells["fetch_ns"])
+    since = meaning.fetching_since(cells)
+    if since is not None and reading.worker_holders[slot] is not None and reading.now_ns > since:
+        spent += reading.now_ns - since
+    return spent
 
 
 def _liveliest(slot: int, parts: Sequence[Part]) -> tuple[bool | None, Part]:

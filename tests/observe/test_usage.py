@@ -68,10 +68,10 @@ def test_counts_go_on_over_the_processes_of_a_slot(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(usage, "look_at", lambda pid: Usage(read_bytes=read[pid], open_fds=pid))
     usages = Usages()
     assert usages.gone("slot") == Usage()
-    first = usages.add("slot", 10, sampled(major_faults=4))
+    first = usages.add("slot", (10, 1), sampled(major_faults=4))
     assert first == Usage(read_bytes=500, major_faults=4, open_fds=10)
     assert usages.gone("slot") == Usage(read_bytes=500, major_faults=4)
-    second = usages.add("slot", 11, sampled(major_faults=1))
+    second = usages.add("slot", (11, 1), sampled(major_faults=1))
     assert second == Usage(read_bytes=570, major_faults=5, open_fds=11)
     usages.keep(set())
     assert usages.gone("slot") == Usage()
@@ -93,7 +93,7 @@ def test_workers_that_start_together_are_looked_at_in_turns(
     for second in range(31):
         now[0] = 100.0 + second
         for pid in range(1, 129):
-            usages.add(f"slot {pid}", pid, sampled())
+            usages.add(f"slot {pid}", (pid, 1), sampled())
     assert [pid for when, pid in looks if when == 100] == list(range(1, 129)), "all at first"
     later = [when for when, _ in looks if when > 120]
     assert 110 <= len(later) <= 146, "then each one every ten seconds"
@@ -103,14 +103,14 @@ def test_workers_that_start_together_are_looked_at_in_turns(
 def test_what_a_scan_found_is_told_and_forgotten_with_the_process() -> None:
     usages = Usages(Scanner(0.1, 1))
     pid = os.getpid()
-    assert usages.add("slot", pid, sampled()).scanned is None
+    assert usages.add("slot", (pid, 1), sampled()).scanned is None
 
     def seen() -> bool:
         usages.finish()
-        return usages.add("slot", pid, sampled()).scanned is not None
+        return usages.add("slot", (pid, 1), sampled()).scanned is not None
 
     wait_for(seen, "scan")
-    assert usages.add("slot", pid, sampled(start_ticks=2)).scanned is None
+    assert usages.add("slot", (pid, 2), sampled(start_ticks=2)).scanned is None
 
 
 def test_numbers_of_a_file_are_found_by_name(tmp_path: Path) -> None:
