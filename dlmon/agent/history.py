@@ -44,8 +44,8 @@ class _Ring:
         self._values = array("d")
         self._next = 0
 
-    def add(self, time: float, values: Sequence[float | None], most: int) -> None:
-        point = array("d", [time, *(math.nan if v is None else v for v in values)])
+    def add(self, time: float, values: Sequence[float], most: int) -> None:
+        point = array("d", (time, *values))
         self.last = time
         if len(self._values) < most * self._width:
             self._values.extend(point)
@@ -124,11 +124,11 @@ class History:
 
 def _all(
     ranks: Sequence[Rank],
-) -> Iterator[tuple[Subject, tuple[str, ...], Sequence[float | None]]]:
+) -> Iterator[tuple[Subject, tuple[str, ...], Sequence[float]]]:
     for rank in ranks:
         process = rank.process
-        values = (process.resident_bytes, process.cpu_seconds, process.open_fds)
-        yield (rank.run, rank.rank, "", ""), RANK_COLUMNS, values
+        values = map(_number, (process.resident_bytes, process.cpu_seconds, process.open_fds))
+        yield (rank.run, rank.rank, "", ""), RANK_COLUMNS, tuple(values)
         for loader in rank.loaders:
             yield (rank.run, rank.rank, loader.name, ""), LOADER_COLUMNS, _loader(loader)
             for worker in loader.workers:
@@ -136,17 +136,22 @@ def _all(
                 yield subject, WORKER_COLUMNS, _worker(worker)
 
 
-def _loader(loader: Loader) -> Sequence[float | None]:
+def _loader(loader: Loader) -> Sequence[float]:
     seconds = loader.phase_seconds
     wait, step = seconds.get(Phase.WAIT, 0.0), seconds.get(Phase.STEP, 0.0)
     return (loader.batches, wait, step, loader.ready, loader.phase)
 
 
-def _worker(worker: Worker) -> Sequence[float | None]:
+def _worker(worker: Worker) -> Sequence[float]:
     return (
-        worker.resident_bytes,
-        worker.proportional_bytes,
-        worker.unique_bytes,
+        _number(worker.resident_bytes),
+        _number(worker.proportional_bytes),
+        _number(worker.unique_bytes),
         worker.batches,
-        worker.state,
+        _number(worker.state),
     )
+
+
+def _number(value: float | None) -> float:
+    """Return what stands in an array for a value, NaN if that is not known."""
+    return math.nan if value is None else value

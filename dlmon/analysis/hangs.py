@@ -190,9 +190,12 @@ def _of_loader(facts: LoaderFacts, limits: Limits) -> list[Finding]:
         text = "the thread that pins batches is gone, and the loop waits"
         limit = thresholds.of_fetch(facts.loader, limits)
         return [_finding("pin_memory_thread_dead", facts.phase, text, facts, limit=limit)]
-    found = [f for worker in facts.workers for f in _of_worker(worker, facts, limits)]
-    if facts.elsewhere or any(
-        w.worker.up is False or w.worker.process_state in STOPPED for w in facts.workers
+    # Nearly all are below the floor: no threshold is to be made for them.
+    late = [worker for worker in facts.workers if worker.longest > limits.floor]
+    found = [f for worker in late for f in _of_worker(worker, facts, limits)]
+    if found and (
+        facts.elsewhere
+        or any(w.worker.up is False or w.worker.process_state in STOPPED for w in facts.workers)
     ):
         # Who was stopped or killed may hold the lock of the queue that all of them write to.
         found = [f for f in found if f.name != "batch_not_handed_over"]
@@ -218,8 +221,6 @@ def _without_the_held(found: list[Finding], facts: LoaderFacts) -> list[Finding]
 
 
 def _of_worker(one: WorkerFacts, facts: LoaderFacts, limits: Limits) -> list[Finding]:
-    if one.longest <= limits.floor:
-        return []  # as nearly all are: no threshold is to be made for them
     worker, loader = one.worker, facts.loader
     limit = thresholds.of_worker(worker, loader, limits)
     who = f"worker {worker.slot}"

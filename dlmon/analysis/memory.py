@@ -75,19 +75,20 @@ class _Slot:
     """What is remembered of a worker slot; all but `points` and `copied_before` is its process's.
 
     Attributes:
+        last: The worker as it was when its memory was last known.
         points: Of all its processes.
         processes: How many it has had.
         copied_before: What the process before had copied in the end.
         copies: Ages and copied bytes of this one.
     """
 
+    last: Worker
     points: list[Point] = field(default_factory=list)
     processes: int = 0
     copied_before: int = 0
     pid: int = 0
     started: float = 0.0
     seen: float = 0.0
-    last: Worker | None = None
     base: int = 0
     first_epoch: int = 0
     spacing: float = 0.0
@@ -132,7 +133,7 @@ class MemoryWatcher:
             interval_seconds: Between two points of a worker: how often its memory is read.
         """
         self._interval = interval_seconds
-        self._slots: dict[tuple[_Key, int], _Slot] = {}
+        self._slots: dict[_Key, dict[int, _Slot]] = {}
         self._epochs: dict[_Key, tuple[int, float | None, float | None]] = {}
         self._since: dict[tuple[str, _Key], float] = {}
 
@@ -145,7 +146,7 @@ class MemoryWatcher:
                 key = (rank.run, rank.rank, loader.name)
                 seen.add(key)
                 found += self._loader(key, rank, loader, snapshot)
-        self._slots = {key: slot for key, slot in self._slots.items() if key[0] in seen}
+        self._slots = {key: slots for key, slots in self._slots.items() if key in seen}
         self._epochs = {key: epoch for key, epoch in self._epochs.items() if key in seen}
         active = {(one.name, (one.run, one.rank, one.loader)) for one in found}
         self._since = {key: since for key, since in self._since.items() if key in active}
@@ -156,15 +157,16 @@ class MemoryWatcher:
     ) -> Iterator[Finding]:
         seconds = self._epoch_seconds(key, loader)
         now = snapshot.time
-        noted = [(worker, self._note(key, loader, worker, now)) for worker in loader.workers]
-        slots = [(slot.last or worker, slot) for worker, slot in noted]
-        leaking = [(worker, slot) for worker, slot in slots if slot.rate is not None]
+        known = self._slots.setdefault(key, {})
+        noted = [self._note(known, loader, worker, now) for worker in loader.workers]
+        slots = [slot for slot in noted if slot is not None]
+        leaking = [(slot.last, slot) for slot in slots if slot.rate is not None]
         if leaking:
             leaking.sort(key=lambda pair: -(pair[1].rate or 0))
             case = _Case(rank, loader, seconds, leaking)
             began = min(slot.started for _, slot in leaking)
             yield self._finding("worker_memory_leak", case, began, *_leak(case, snapshot))
-        copying = [(worker, slot) for worker, slot in slots if _copies_much(worker, slot)]
+        copying = [(slot.last, slot) for slot in slots if _copies_much(slot)]
         if copying:
             copying.sort(key=lambda pair: -pair[1].copied)
             case = _Case(rank, loader, seconds, copying)
@@ -186,12 +188,18 @@ class MemoryWatcher:
             self._epochs[key] = (loader.epochs, loader.last_epoch, seconds)
         return seconds
 
-    def _note(self, key: _Key, loader: Loader, worker: Worker, now: float) -> _Slot:
-        slot = self._slots.setdefault((key, worker.slot), _Slot())
+    def _note(
+        self, known: dict[int, _Slot], loader: Loader, worker: Worker, now: float
+    ) -> _Slot | None:
+        """Take what is new of a worker's memory; None if it was not known lately."""
+        slot = known.get(worker.slot)
         if worker.pid is None or worker.started is None or worker.anonymous_bytes is None:
-            if now - slot.seen > _FORGET_SECONDS:
-                slot = self._slots[key, worker.slot] = _Slot()
+            if slot is not None and now - slot.seen > _FORGET_SECONDS:
+                del known[worker.slot]
+                return None
             return slot
+        if slot is None:
+            slot = known[worker.slot] = _Slot(worker)
         slot.seen, slot.last = now, worker
         if worker.pid != slot.pid or abs(worker.started - slot.started) > 1:
             slot.copied_before = slot.copies[-1][1] if slot.copies else 0
@@ -298,8 +306,9 @@ def _after_warm_up(points: Sequence[Point], processes: int) -> Sequence[Point]:
     return [point for point in points if point.age >= oldest / 4] if many else []
 
 
-def _copies_much(worker: Worker, slot: _Slot) -> bool:
-    return slot.copied >= max(COPIED_BYTES, COPIED_RATIO * (worker.anonymous_bytes or 0))
+def _copies_much(slot: _Slot) -> bool:
+    copied = slot.copied
+    return copied >= COPIED_BYTES and copied >= COPIED_RATIO * (slot.last.anonymous_bytes or 0)
 
 
 def _leak(case: _Case, snapshot: Snapshot) -> tuple[str, dict[str, str]]:
